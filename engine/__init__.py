@@ -1,0 +1,87 @@
+"""ostinato: transformer inference inside your own process, captured as graphs and replayed over a paged KV cache.
+
+Importing any ``ostinato.…`` module runs this file, so it holds nothing but lazy names (PEP 562): a name is imported
+when it is first read, and ``import ostinato`` alone imports neither torch nor numpy.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ostinato import errors
+    from ostinato.config import EngineConfig
+    from ostinato.errors import (
+        CaptureError,
+        ConfigError,
+        EngineDead,
+        ModelLoadError,
+        NonFiniteLogits,
+        OstinatoError,
+        OutOfBlocks,
+        ParamError,
+        PromptTooLong,
+    )
+    from ostinato.llm import LLM
+    from ostinato.outputs import CompletionOutput, RequestOutput, StreamDelta
+    from ostinato.sampling_params import SamplingParams
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "LLM",
+    "CaptureError",
+    "CompletionOutput",
+    "ConfigError",
+    "EngineConfig",
+    "EngineDead",
+    "ModelLoadError",
+    "NonFiniteLogits",
+    "OstinatoError",
+    "OutOfBlocks",
+    "ParamError",
+    "PromptTooLong",
+    "RequestOutput",
+    "SamplingParams",
+    "StreamDelta",
+    "__version__",
+    "errors",
+]
+
+_NAMES = {
+    "ostinato.config": ("EngineConfig",),
+    "ostinato.errors": (
+        "CaptureError",
+        "ConfigError",
+        "EngineDead",
+        "ModelLoadError",
+        "NonFiniteLogits",
+        "OstinatoError",
+        "OutOfBlocks",
+        "ParamError",
+        "PromptTooLong",
+    ),
+    "ostinato.llm": ("LLM",),
+    "ostinato.outputs": ("CompletionOutput", "RequestOutput", "StreamDelta"),
+    "ostinato.sampling_params": ("SamplingParams",),
+}
+_HOME = {name: module for module, names in _NAMES.items() for name in names}
+
+if not TYPE_CHECKING:  # a type checker that saw __getattr__ would let every misspelt name pass
+
+    def __getattr__(name: str) -> object:
+        """Import the module that holds ``name``; the next read finds the name here."""
+        import importlib
+
+        if name == "errors":
+            return importlib.import_module("ostinato.errors")
+        if name not in _HOME:
+            raise AttributeError(f"module 'ostinato' has no attribute {name!r}")
+        value = getattr(importlib.import_module(_HOME[name]), name)
+        globals()[name] = value
+        return value
+
+
+def __dir__() -> list[str]:
+    """Every public name, imported or not."""
+    return sorted(globals().keys() | set(__all__))

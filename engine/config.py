@@ -1,0 +1,172 @@
+"""What the caller asked for: every engine option, checked on its own. What follows from it is ``memory.resolve``.
+
+Knows no checkpoint and no torch. A plan that can be printed before anything is allocated comes from ``resolve()``.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ostinato.layers.errors import ConfigError
+from ostinato.sampling_params import nearest
+
+if TYPE_CHECKING:
+    from ostinato.plan import Plan
+
+EXECUTIONS = ("graph", "compile", "eager", "emulate")
+DTYPES = ("auto", "bfloat16", "float16", "float32")
+_UNITS = {"": 1, "B": 1} | {f"{p}{i}B": (1024 if i else 1000) ** n for n, p in enumerate("KMGT", 1) for i in ("i", "")}
+
+
+@dataclass(frozen=True, init=False)
+class EngineConfig:
+    """Options of one engine; keyword arguments only, unknown names are refused with the nearest known one.
+
+    model: a folder, a hub id (``ORG/NAME``), or ``"demo"``; revision: a branch, tag or commit of a hub id.
+    device: ``"auto"`` (a GPU if there is one), ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
+    dtype: ``"auto"`` (the checkpoint's own), ``"bfloat16"``, ``"float16"``, ``"float32"``; a ``torch.dtype`` is taken too.
+    max_num_seqs: requests that run at once. max_num_batched_tokens: tokens of one step, prompts' and decodes' together.
+    max_model_len: tokens of one request, prompt and output; None takes the checkpoint's, as far as memory goes.
+    block_size: tokens of one KV block. kv_cache_memory: bytes (an int, or ``"2GiB"``); None is the smaller of what
+    ``max_num_seqs`` requests of ``max_model_len`` tokens need and a quarter of the free memory.
+    enable_prefix_caching: requests share the KV blocks of equal prompt beginnings.
+    execution: ``"graph"`` (compiled, captured, replayed), ``"compile"``, ``"eager"``, or ``"emulate"`` (eager, through
+    emulated graphs). capture_sizes: batch sizes that get a graph; None takes 1 to 16, then steps of 8.
+    seed: of the requests that bring none.
+    """
+
+    model: str | Path
+    revision: str | None
+    device: str
+    dtype: str
+    max_num_seqs: int
+    max_model_len: int | None
+    max_num_batched_tokens: int
+    block_size: int
+    kv_cache_memory: int | None
+    enable_prefix_caching: bool
+    execution: str
+    capture_sizes: tuple[int, ...] | None
+    seed: int
+
+    def __init__(
+        self,
+        model: str | os.PathLike[str],
+        *,
+        revision: str | None = None,
+        device: str = "auto",
+        dtype: Any = "auto",
+        max_num_seqs: int = 16,
+        max_model_len: int | None = None,
+        max_num_batched_tokens: int = 2048,
+        block_size: int = 16,
+        kv_cache_memory: int | str | None = None,
+        enable_prefix_caching: bool = True,
+        execution: str = "graph",
+        capture_sizes: Sequence[int] | None = None,
+        seed: int = 0,
+        **unknown: object,
+    ) -> None:
+        for name in unknown:
+            raise ConfigError(f"unknown option {name!r}{nearest(name, [field.name for field in fields(self)])}")
+        values: dict[str, object] = {
+            "model": _model(model),
+            "revision": _text_or_none("revision", revision),
+            "device": _device(device),
+            "dtype": _choice("dtype", str(dtype).removeprefix("torch."), DTYPES),
+            "max_num_seqs": _integer("max_num_seqs", max_num_seqs, 1, 4096),
+            "max_model_len": _integer_or_none("max_model_len", max_model_len, 2, 1 << 30),
+            "max_num_batched_tokens": _integer("max_num_batched_tokens", max_num_batched_tokens, 1, 1 << 24),
+            "block_size": _integer("block_size", block_size, 1, 4096),
+            "kv_cache_memory": _bytes_or_none("kv_cache_memory", kv_cache_memory),
+            "enable_prefix_caching": _flag("enable_prefix_caching", enable_prefix_caching),
+            "execution": _choice("execution", execution, EXECUTIONS),
+            "capture_sizes": _sizes(capture_sizes, max_num_seqs),
+            "seed": _integer("seed", seed, -(1 << 63), (1 << 64) - 1),
+        }
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
+        if self.max_num_batched_tokens < self.max_num_seqs:
+            raise ConfigError(
+                f"max_num_batched_tokens = {self.max_num_batched_tokens:,} is less than max_num_seqs = "
+                f"{self.max_num_seqs:,}: a step must hold one token of every running request"
+            )
+
+    def resolve(self) -> Plan:
+        """What this means for the checkpoint and the machine, nothing allocated: see ``ostinato.plan``."""
+        from ostinato.plan import make_plan
+
+        return make_plan(self)
+
+
+def _model(value: object) -> str | Path:
+    if isinstance(value, str) and value:
+        return value
+    if isinstance(value, os.PathLike):
+        return Path(value)
+    raise ConfigError(f"model: expected a folder, a hub id or 'demo', got {value!r}")
+
+
+def _text_or_none(name: str, value: object) -> str | None:
+    if value is None or (isinstance(value, str) and value):
+        return value
+    raise ConfigError(f"{name}: expected text, got {value!r}")
+
+
+def _device(value: object) -> str:
+    text = str(value)
+    if re.fullmatch(r"auto|cpu|cuda(:\d+)?", text):
+        return text
+    raise ConfigError(f"device: expected 'auto', 'cpu', 'cuda' or 'cuda:N', got {value!r}")
+
+
+def _choice(name: str, value: object, choices: Sequence[str]) -> str:
+    if isinstance(value, str) and value in choices:
+        return value
+    raise ConfigError(f"{name}: expected one of {', '.join(map(repr, choices))}, got {value!r}")
+
+
+def _flag(name: str, value: object) -> bool:
+    if isinstance(value, bool):
+        return value
+    raise ConfigError(f"{name}: expected True or False, got {value!r}")
+
+
+def _integer(name: str, value: Any, low: int, high: int) -> int:
+    if not isinstance(value, bool) and hasattr(value, "__index__"):
+        number = int(value.__index__())
+        if low <= number <= high:
+            return number
+    raise ConfigError(f"{name}: expected an integer from {low:,} to {high:,}, got {value!r}")
+
+
+def _integer_or_none(name: str, value: object, low: int, high: int) -> int | None:
+    return None if value is None else _integer(name, value, low, high)
+
+
+def _bytes_or_none(name: str, value: object) -> int | None:
+    """Bytes from an integer or from a number with a unit: "2GiB", "500 MB", "1.5e9"."""
+    if value is None:
+        return None
+    number: Any = value
+    if isinstance(value, str):
+        match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", value)
+        unit = None if match is None else _UNITS.get(match[2][:1].upper() + match[2][1:])
+        if match is None or unit is None:
+            raise ConfigError(f"{name}: expected bytes, as an integer or like '2GiB' or '500MB', got {value!r}")
+        number = int(float(match[1]) * unit)
+    return _integer(name, number, 1, 1 << 60)
+
+
+def _sizes(value: Sequence[int] | None, max_num_seqs: object) -> tuple[int, ...] | None:
+    if value is None:
+        return None
+    if isinstance(value, str | bytes) or not hasattr(value, "__iter__") or not value:
+        raise ConfigError(f"capture_sizes: expected batch sizes, as in [1, 2, 4, 8], got {value!r}")
+    top = _integer("max_num_seqs", max_num_seqs, 1, 4096)
+    return tuple(_integer("capture_sizes", size, 1, top) for size in value)

@@ -1,0 +1,25 @@
+"""The error tree of ``ostinato.layers.errors`` under its public name."""
+
+from ostinato.layers.errors import (
+    CaptureError,
+    ConfigError,
+    EngineDead,
+    ModelLoadError,
+    NonFiniteLogits,
+    OstinatoError,
+    OutOfBlocks,
+    ParamError,
+    PromptTooLong,
+)
+
+__all__ = [
+    "CaptureError",
+    "ConfigError",
+    "EngineDead",
+    "ModelLoadError",
+    "NonFiniteLogits",
+    "OstinatoError",
+    "OutOfBlocks",
+    "ParamError",
+    "PromptTooLong",
+]

@@ -1,0 +1,359 @@
+"""``LLM``: a checkpoint, loaded and ready, inside the caller's process.
+
+Owns one of each part (plan, tokenizer, runner, scheduler) and the lock that lets one caller in at a time. Decides
+nothing itself: the scheduler says what runs, the runner runs it, an output processor per request makes text of it. Any
+caller's turn advances every running request, so streams and batches of several threads share their steps.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from types import TracebackType
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from ostinato.block_pool import BlockPool
+from ostinato.config import EngineConfig
+from ostinato.generation_defaults import GenerationDefaults
+from ostinato.graphs.ambient import neutral_state
+from ostinato.layers.errors import EngineDead, OstinatoError, ParamError
+from ostinato.models.checkpoint import eos_token_ids, read_config, read_generation_config
+from ostinato.models.decoder import Decoder
+from ostinato.models.registry import family_for
+from ostinato.models.weights.load import load_weights
+from ostinato.output_processor import OutputProcessor
+from ostinato.outputs import RequestOutput, StreamDelta
+from ostinato.plan import Plan
+from ostinato.prompts import Prompt, Prompts, as_list, as_params, check_prompt
+from ostinato.request import Request, RequestStatus
+from ostinato.runner import ModelRunner
+from ostinato.sampling_params import SamplingParams
+from ostinato.scheduler import Scheduler
+from ostinato.startup import StartupProgress
+from ostinato.stats import Stats
+from ostinato.step_buffers import MAX_BLOCKED_IDS, stop_ids
+from ostinato.tokenizer import Tokenizer
+
+Messages = Sequence[Mapping[str, Any]]
+
+
+class LLM:
+    """A language model in this process. Options are those of ``EngineConfig``; use it in a ``with`` or ``close()`` it.
+
+    ``plan`` is what the options came to, ``default_sampling_params`` what the checkpoint recommends, ``startup`` the
+    seconds each part of making it took. Methods may be called from any thread; they take turns.
+    """
+
+    def __init__(self, model: str, **options: Any) -> None:
+        """Resolve, load and warm up. ``ConfigError`` and ``ModelLoadError`` come before memory is taken."""
+        self._lock = threading.RLock()
+        self._dead: BaseException | str | None = None
+        self._submitted = 0
+        self._processors: dict[int, OutputProcessor] = {}
+        with StartupProgress() as progress:
+            progress("reading the checkpoint")
+            self.plan: Plan = EngineConfig(model, **options).resolve()
+            folder, config = self.plan.folder, self.plan.config
+            raw, generation = read_config(folder), read_generation_config(folder)
+            self.default_sampling_params = GenerationDefaults.from_json(generation)
+            self._eos = eos_token_ids(raw, generation)
+            self.tokenizer: Tokenizer | None = Tokenizer.load(folder)
+            decoder = _load(self.plan, raw, progress)
+            progress("allocating the KV cache")
+            self._runner = ModelRunner(self.plan, decoder)
+            self._runner.warm_up(progress)
+        self.startup = progress.seconds
+        self._pool = BlockPool(self.plan.num_blocks, config.block_size, config.enable_prefix_caching)
+        self._scheduler = Scheduler(
+            self._pool, config.max_num_seqs, config.max_num_batched_tokens, self.plan.max_model_len
+        )
+
+    # What callers ask for.
+
+    def generate(
+        self,
+        prompts: Prompts,
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        use_tqdm: bool = False,
+    ) -> list[RequestOutput]:
+        """Complete one prompt or many; the outputs are in the prompts' order.
+
+        ``prompts``: str, list of str, token ids, or list of token ids; ``sampling_params``: one for all, or one each.
+        A bad one raises before any runs. A request whose logits become non-finite ends alone, with
+        ``finish_reason == "error"`` and its ``error``; a fault of a step raises.
+        """
+        items = as_list(prompts)
+        params = as_params(sampling_params, len(items))
+        with self._lock:
+            requests = self._submit_all(items, params)
+        try:
+            return self._run(requests, use_tqdm)
+        finally:
+            self._abort(requests)
+
+    def stream(self, prompt: Prompt, sampling_params: SamplingParams | None = None) -> TokenStream:
+        """Complete one prompt, a delta at a time. Checked and submitted now; runs as it is iterated.
+
+        Closing the stream, or dropping it, cancels the request: it takes part in no further step.
+        """
+        items = as_list(prompt)
+        if len(items) != 1:
+            raise ParamError(f"stream takes one prompt, got {len(items)}")
+        with self._lock:
+            (request,) = self._submit_all(items, as_params(sampling_params, 1))
+        return TokenStream(self, request)
+
+    def chat(self, messages: Messages, sampling_params: SamplingParams | None = None) -> RequestOutput:
+        """Answer a conversation of ``{"role": …, "content": …}``, rendered by the checkpoint's own template."""
+        return self.generate(self._render(messages), sampling_params)[0]
+
+    def stream_chat(self, messages: Messages, sampling_params: SamplingParams | None = None) -> TokenStream:
+        """``chat``, a delta at a time."""
+        return self.stream(self._render(messages), sampling_params)
+
+    def stats(self) -> Stats:
+        """The counters now."""
+        with self._lock:
+            self._check_alive()
+            return self._stats()
+
+    def reset_prefix_cache(self) -> None:
+        """Forget every cached prefix that no running request holds."""
+        with self._lock:
+            self._check_alive()
+            self._pool.reset_prefix_cache()
+
+    def close(self) -> None:
+        """End all requests and free graphs, KV cache and weights. Again: no effect."""
+        with self._lock:
+            if self._dead is not None and not hasattr(self, "_runner"):
+                return
+            self._abort_all()
+            self._dead = self._dead or "it was closed"
+            self._runner.close()
+            del self._runner
+
+    def __enter__(self) -> LLM:
+        """The engine itself."""
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """``close()``."""
+        self.close()
+
+    # Submission.
+
+    def _submit_all(self, prompts: Sequence[Any], params: Sequence[SamplingParams]) -> list[Request]:
+        """Check all, then queue all; if one is refused none is kept."""
+        self._check_alive()
+        vocab_size = self.plan.spec.vocab_size
+        checked = [check_prompt(prompt, self.tokenizer, vocab_size) for prompt in prompts]
+        requests: list[Request] = []
+        try:
+            for prompt, param in zip(checked, params, strict=True):
+                request = self._new_request(prompt.token_ids, param)
+                self._scheduler.add(request)
+                requests.append(request)
+                self._processors[request.request_id] = OutputProcessor(self.tokenizer, request, prompt.text)
+        except BaseException:
+            self._abort(requests)
+            raise
+        return requests
+
+    def _new_request(self, token_ids: list[int], params: SamplingParams) -> Request:
+        number = self._submitted
+        self._submitted += 1
+        seed = params.seed
+        if seed is None:
+            drawn = hashlib.blake2b(f"{self.plan.config.seed}:{number}".encode(), digest_size=8)
+            seed = int.from_bytes(drawn.digest(), "little")
+        request = Request(number, token_ids, params, seed % (1 << 64), self._eos)
+        self._check_stop_ids(request)
+        return request
+
+    def _check_stop_ids(self, request: Request) -> None:
+        vocab_size = self.plan.spec.vocab_size
+        for token in request.params.stop_token_ids:
+            if token >= vocab_size:
+                raise ParamError(f"stop_token_ids: {token} is no token; the model's vocabulary is 0 to {vocab_size - 1}")
+        held_back = len(stop_ids(request))
+        if request.params.min_tokens and held_back > MAX_BLOCKED_IDS:
+            raise ParamError(f"min_tokens: can hold back {MAX_BLOCKED_IDS} stop ids, the request has {held_back}")
+
+    def _render(self, messages: Messages) -> list[int]:
+        if self.tokenizer is None:
+            raise ParamError("chat: this checkpoint has no tokenizer")
+        text = self.tokenizer.render_chat(messages, add_generation_prompt=True)
+        return self.tokenizer.encode(text, add_special_tokens=False)
+
+    # Running.
+
+    def _run(self, requests: Sequence[Request], use_tqdm: bool) -> list[RequestOutput]:
+        with tqdm(total=len(requests), disable=not use_tqdm, desc="generating", unit="request") as bar:
+            while True:
+                done = sum(request.status is RequestStatus.FINISHED for request in requests)
+                bar.update(done - bar.n)
+                if done == len(requests):
+                    break
+                with self._lock:
+                    self._check_alive()
+                    self._step()
+        with self._lock:
+            return [self._processors.pop(request.request_id).output() for request in requests]
+
+    def _step(self) -> None:
+        """One step of everything that runs. A fault in it ends the requests of that step and is raised."""
+        step = self._scheduler.next_step()
+        if step is None:
+            return
+        try:
+            tokens = self._runner.execute(step)
+            sampled = self._scheduler.commit(step, tokens)
+        except BaseException as error:
+            self._recover(error)
+            if isinstance(error, Exception):
+                fault = OstinatoError(f"a step of {len(step.requests)} requests failed: {type(error).__name__}: {error}")
+                fault.__cause__ = error
+                self._scheduler.fail(step, fault)
+                for request in step.requests:
+                    self._finish_output(request)
+                raise fault from error
+            raise
+        for request in sampled:
+            self._push(request)
+
+    def _recover(self, error: BaseException) -> None:
+        """After a step that did not end: nothing on the device counts, and the books must still balance."""
+        self._runner.drop_step()
+        try:
+            self._scheduler.check()
+        except RuntimeError:
+            self._dead = error
+
+    def _push(self, request: Request) -> None:
+        processor = self._processors.get(request.request_id)
+        if processor is None:
+            return
+        if request.error is None:
+            stop_string = processor.push(request.token_ids[-1])
+            if stop_string is not None:
+                self._scheduler.finish(request, "stop", stop_string)
+        self._finish_output(request)
+
+    def _finish_output(self, request: Request) -> None:
+        if request.status is RequestStatus.FINISHED and request.request_id in self._processors:
+            self._processors[request.request_id].finish()
+
+    def _next_delta(self, request: Request) -> StreamDelta | None:
+        """The next delta of a stream, running steps until there is one; None after its last."""
+        with self._lock:
+            processor = self._processors.get(request.request_id)
+            if processor is None:
+                return None
+            while (delta := processor.take_delta()) is None:
+                self._check_alive()
+                self._step()
+            if delta.finished:
+                del self._processors[request.request_id]
+                if request.error is not None:
+                    raise request.error
+            return delta
+
+    def _abort(self, requests: Sequence[Request]) -> None:
+        """End requests that have not ended, and let go of all of them."""
+        with self._lock:
+            for request in requests:
+                if hasattr(self, "_scheduler"):
+                    self._scheduler.finish(request, "abort")
+                self._processors.pop(request.request_id, None)
+
+    def _abort_all(self) -> None:
+        for request in [*self._scheduler.running, *self._scheduler.waiting]:
+            self._scheduler.finish(request, "abort")
+            self._finish_output(request)
+
+    def _check_alive(self) -> None:
+        if isinstance(self._dead, BaseException):
+            raise EngineDead(f"the engine is unusable after a fault: {self._dead!r}") from self._dead
+        if self._dead is not None:
+            raise EngineDead(f"the engine is not usable: {self._dead}")
+
+    def _stats(self) -> Stats:
+        runner, pool, scheduler = self._runner, self._pool, self._scheduler
+        counts = runner.counts
+        replays = runner.graphs.replays if runner.graphs is not None else {}
+        reason = runner.fallback_reason
+        return Stats(
+            steps=counts["steps"],
+            mixed_steps=counts["mixed_steps"],
+            tokens_computed=counts["tokens_computed"],
+            tokens_generated=counts["tokens_generated"],
+            replays={size: count for size, count in replays.items() if count},
+            padding_rows=counts["padding_rows"],
+            eager_fallbacks={reason: counts["eager_fallbacks"]} if reason else {},
+            preemptions=scheduler.num_preemptions,
+            prefix_queries=pool.queries,
+            prefix_hits=pool.hits,
+            evictions=pool.evictions,
+            blocks_free=pool.num_free,
+            blocks_cached=pool.num_cached,
+            blocks_used=pool.num_used,
+            requests_running=scheduler.num_running,
+            requests_waiting=scheduler.num_waiting,
+            compiles=runner.pieces.compiles,
+            captures=runner.graphs.captures if runner.graphs is not None else 0,
+            compiles_after_warmup=runner.late_compiles,
+            captures_after_warmup=runner.late_captures,
+        )
+
+
+class TokenStream(Iterator[StreamDelta]):
+    """The deltas of one request, in order; the last has ``finished``. Close it, or drop it, to cancel the request."""
+
+    def __init__(self, llm: LLM, request: Request) -> None:
+        self._llm: LLM | None = llm
+        self._request = request
+
+    def __next__(self) -> StreamDelta:
+        """The next delta; runs steps until there is one."""
+        delta = self._llm._next_delta(self._request) if self._llm is not None else None
+        if delta is None:
+            self._llm = None
+            raise StopIteration
+        return delta
+
+    def close(self) -> None:
+        """Cancel the request if it has not ended. Again: no effect."""
+        llm, self._llm = self._llm, None
+        if llm is not None:
+            llm._abort([self._request])
+
+    def __enter__(self) -> TokenStream:
+        """The stream itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """``close()``."""
+        self.close()
+
+    def __del__(self) -> None:
+        """A stream that nobody holds cancels its request."""
+        self.close()
+
+
+def _load(plan: Plan, raw: Mapping[str, object], progress: StartupProgress) -> Decoder:
+    """The model with its weights on the plan's device."""
+    progress("loading weights")
+    with neutral_state(plan.device.type), torch.device("meta"):
+        decoder = Decoder(plan.spec)
+
+    def loaded(done: int, total: int) -> None:
+        progress("loading weights", done / max(1, total))
+
+    with neutral_state(plan.device.type):
+        load_weights(decoder, family_for(raw), plan.spec, plan.folder, plan.device, plan.dtype, loaded)
+    return decoder.eval()

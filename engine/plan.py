@@ -1,0 +1,213 @@
+"""What an engine will be, resolved from its options, the checkpoint and the machine before anything is allocated.
+
+Owns the arithmetic of memory: how many blocks there are and how long a request may be. A plan is frozen and prints.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import torch
+
+from ostinato.config import EngineConfig
+from ostinato.graphs.buckets import check_sizes, default_sizes
+from ostinato.layers.errors import ConfigError
+from ostinato.models.checkpoint import read_config, resolve_model
+from ostinato.models.registry import family_for
+from ostinato.models.spec import ModelSpec
+
+MIN_TABLE_WIDTH = 3
+"""Cells of a block table at least: a symbolic width must exceed 1, and differ from the row count it is compiled with."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything resolved: types, sizes in tokens and blocks, memory in bytes, and why where it is not what was asked."""
+
+    config: EngineConfig
+    folder: Path
+    spec: ModelSpec
+    device: torch.device
+    dtype: torch.dtype
+    num_threads: int
+    max_model_len: int
+    num_blocks: int
+    capture_sizes: tuple[int, ...]
+    weight_bytes: int
+    kv_bytes_per_token: int
+    free_bytes: int
+    notes: tuple[str, ...]
+
+    @property
+    def block_bytes(self) -> int:
+        """Bytes of one KV block over all layers."""
+        return self.kv_bytes_per_token * self.config.block_size
+
+    @property
+    def kv_cache_bytes(self) -> int:
+        """Bytes of the whole KV cache, null block included."""
+        return self.num_blocks * self.block_bytes
+
+    @property
+    def table_width(self) -> int:
+        """Cells of one request's block table."""
+        return max(MIN_TABLE_WIDTH, blocks_for(self.max_model_len, self.config.block_size))
+
+    @property
+    def backend(self) -> str:
+        """Who runs a decode step: "cuda", "host" or "emulated" graphs, "compile" or "eager" without any."""
+        execution = self.config.execution
+        if execution == "graph":
+            return "cuda" if self.device.type == "cuda" else "host"
+        return "emulated" if execution == "emulate" else execution
+
+    def rows(self) -> list[tuple[str, str]]:
+        """The plan as (name, value) pairs, in reading order."""
+        config, spec = self.config, self.spec
+        kv_tokens = (self.num_blocks - 1) * config.block_size
+        sizes = self.capture_sizes
+        shown = ", ".join(map(str, sizes if len(sizes) <= 8 else (*sizes[:3], "…", *sizes[-2:])))
+        graphs = f"{len(sizes)} batch sizes: {shown}" if self.backend in ("cuda", "host", "emulated") else "none"
+        layer = spec.layers[0].attention
+        return [
+            ("model", f"{spec.architecture} from {self.folder}"),
+            (
+                "size",
+                f"{len(spec.layers)} layers, hidden {spec.hidden_size:,}, {layer.num_heads} heads of {layer.head_dim}, "
+                f"{layer.num_kv_heads} KV heads, vocabulary {spec.vocab_size:,}",
+            ),
+            ("weights", f"{spec.num_parameters:,} parameters, {format_bytes(self.weight_bytes)} in {_name(self.dtype)}"),
+            ("device", str(self.device) + (f", {self.num_threads} threads" if self.device.type == "cpu" else "")),
+            ("execution", f"{config.execution} ({self.backend} backend)"),
+            ("graphs", graphs),
+            ("max_model_len", f"{self.max_model_len:,} tokens"),
+            ("max_num_seqs", f"{config.max_num_seqs:,} requests"),
+            ("max_num_batched_tokens", f"{config.max_num_batched_tokens:,} tokens a step"),
+            (
+                "KV cache",
+                f"{format_bytes(self.kv_cache_bytes)}: {self.num_blocks - 1:,} blocks of {config.block_size} = "
+                f"{kv_tokens:,} tokens, {self.kv_bytes_per_token:,} bytes each",
+            ),
+            ("prefix caching", "on" if config.enable_prefix_caching else "off"),
+            *(("note", note) for note in self.notes),
+        ]
+
+    def render(self) -> str:
+        """The plan as aligned lines of text."""
+        rows = self.rows()
+        width = max(len(name) for name, _ in rows)
+        return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
+
+    __str__ = render
+
+
+def make_plan(config: EngineConfig) -> Plan:
+    """Read the checkpoint's ``config.json`` and the machine's free memory, and settle every number.
+
+    ``ModelLoadError`` for the checkpoint, ``ConfigError`` where options contradict it, each other or the machine.
+    """
+    folder = resolve_model(config.model, config.revision)
+    raw = read_config(folder)
+    spec = family_for(raw).spec(raw)
+    device = _device(config.device)
+    dtype: torch.dtype = getattr(torch, spec.dtype if config.dtype == "auto" else config.dtype)
+    weight_bytes = spec.num_parameters * dtype.itemsize
+    kv_bytes_per_token = spec.kv_elements_per_token * dtype.itemsize
+    free = max(0, _free_bytes(device) - weight_bytes)
+    max_model_len = _asked_length(config, spec)
+    num_blocks = _num_blocks(config, max_model_len, kv_bytes_per_token, free)
+    max_model_len, notes = _fit_length(config, max_model_len, num_blocks, kv_bytes_per_token * config.block_size)
+    sizes = config.capture_sizes
+    return Plan(
+        config=config,
+        folder=folder,
+        spec=spec,
+        device=device,
+        dtype=dtype,
+        num_threads=torch.get_num_threads(),
+        max_model_len=max_model_len,
+        num_blocks=num_blocks,
+        capture_sizes=default_sizes(config.max_num_seqs) if sizes is None else check_sizes(sizes, config.max_num_seqs),
+        weight_bytes=weight_bytes,
+        kv_bytes_per_token=kv_bytes_per_token,
+        free_bytes=free,
+        notes=notes,
+    )
+
+
+def blocks_for(num_tokens: int, block_size: int) -> int:
+    """Blocks that hold ``num_tokens``."""
+    return -(-num_tokens // block_size)
+
+
+def _asked_length(config: EngineConfig, spec: ModelSpec) -> int:
+    longest = spec.max_position_embeddings
+    if config.max_model_len is not None and config.max_model_len > longest:
+        raise ConfigError(
+            f"max_model_len = {config.max_model_len:,} is more than the checkpoint's max_position_embeddings = {longest:,}"
+        )
+    return config.max_model_len or longest
+
+
+def _num_blocks(config: EngineConfig, max_model_len: int, kv_bytes_per_token: int, free: int) -> int:
+    """Blocks with the null block: all that ``kv_cache_memory`` holds, or as many as all requests could ever use."""
+    block_bytes = kv_bytes_per_token * config.block_size
+    wanted = config.max_num_seqs * blocks_for(max_model_len, config.block_size) + 1
+    if config.kv_cache_memory is not None:
+        return config.kv_cache_memory // block_bytes
+    return min(wanted, free // 4 // block_bytes)
+
+
+def _fit_length(
+    config: EngineConfig, max_model_len: int, num_blocks: int, block_bytes: int
+) -> tuple[int, tuple[str, ...]]:
+    """The length that one request can get from ``num_blocks``; the last token's KV is never stored."""
+    longest = (num_blocks - 1) * config.block_size + 1
+    if longest >= max_model_len:
+        return max_model_len, ()
+    needed = (blocks_for(max_model_len - 1, config.block_size) + 1) * block_bytes
+    have = f"{format_bytes(num_blocks * block_bytes)} ({num_blocks} blocks of {format_bytes(block_bytes)})"
+    if config.max_model_len is not None or longest < 2:
+        given = "kv_cache_memory gives" if config.kv_cache_memory is not None else "a quarter of the free memory is"
+        length = max_model_len if config.max_model_len is not None else 2
+        needed = (blocks_for(length - 1, config.block_size) + 1) * block_bytes
+        raise ConfigError(
+            f"KV cache: one request of {length:,} tokens needs {format_bytes(needed)} ({needed:,} bytes, null block "
+            f"included); {given} {have}"
+        )
+    note = f"max_model_len shrunk from {max_model_len:,} to {longest:,} tokens: the KV cache has {have}"
+    return longest, (f"{note}, the whole length would need {format_bytes(needed)}",)
+
+
+def _device(name: str) -> torch.device:
+    if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise ConfigError(f"device: {name!r} was asked for, but torch {torch.__version__} sees no CUDA device")
+    device = torch.device("cuda" if name == "auto" else name)
+    index = torch.cuda.current_device() if device.index is None else device.index
+    if index >= torch.cuda.device_count():
+        raise ConfigError(f"device: {name!r} was asked for; torch sees {torch.cuda.device_count()} CUDA devices")
+    return torch.device("cuda", index)
+
+
+def _free_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return int(psutil.virtual_memory().available)
+
+
+def format_bytes(count: int) -> str:
+    """``count`` bytes in the unit that reads best: "7.6 MiB"."""
+    value, unit = float(count), "B"
+    for larger in ("KiB", "MiB", "GiB", "TiB"):
+        if value < 1024:
+            break
+        value, unit = value / 1024, larger
+    return f"{count} B" if unit == "B" else f"{value:.4g} {unit}"
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

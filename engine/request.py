@@ -1,0 +1,94 @@
+"""One request from submission to its end: its tokens, its blocks and how far it got. Data, changed only by `Scheduler`.
+
+It knows no phase. A request has tokens, some of them computed; each step computes more of them, and computing the last
+one yields the next token. Ownership, as intervals over ``token_ids`` (n = len(token_ids)):
+
+    [0, num_prompt_tokens)          given by the caller
+    [num_prompt_tokens, n)          generated
+    [0, num_computed_tokens)        KV filled, through block_ids; full blocks of it may be shared and are never written
+    [num_computed_tokens, n)        still to compute, into blocks that are this request's alone
+
+At admission ``num_computed_tokens`` is what the prefix index held; there is always at least one token still to compute,
+so the KV of the last token of all is never written.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+from ostinato.layers.errors import OstinatoError
+from ostinato.outputs import FinishReason, StopReason
+from ostinato.sampling_params import SamplingParams
+
+
+class RequestStatus(Enum):
+    """Where a request is; preemption leads back from running to waiting."""
+
+    WAITING = "waiting"  # submitted or preempted: no blocks, no row slot
+    RUNNING = "running"  # admitted: has blocks and a row slot
+    FINISHED = "finished"  # for good: finish_reason is set, no blocks, no row slot
+
+
+@dataclass(slots=True, eq=False, repr=False)
+class Request:
+    """Tokens and progress of one request; equal only to itself.
+
+    ``digests`` has one entry per full block, as far as somebody asked. ``num_cached_tokens`` is what the first
+    admission took from the prefix index (-1 before). ``row_slot`` and ``admission`` are -1 when not running; no two
+    admissions ever have the same number, so an unchanged number means an unchanged row. ``max_length`` (tokens) is
+    lowered to ``max_model_len`` at submission.
+    """
+
+    request_id: int
+    prompt_token_ids: list[int]  # never changed
+    params: SamplingParams
+    seed: int = 0  # resolved: 0 <= seed < 2**64
+    eos_token_ids: frozenset[int] = frozenset()
+
+    num_prompt_tokens: int = field(init=False)
+    max_length: int = field(init=False)
+    token_ids: list[int] = field(init=False)
+    num_computed_tokens: int = field(default=0, init=False)
+    num_cached_tokens: int = field(default=-1, init=False)
+    block_ids: list[int] = field(default_factory=list, init=False)
+    digests: list[bytes] = field(default_factory=list, init=False)
+    row_slot: int = field(default=-1, init=False)
+    admission: int = field(default=-1, init=False)
+    num_preemptions: int = field(default=0, init=False)
+    status: RequestStatus = field(default=RequestStatus.WAITING, init=False)
+    finish_reason: FinishReason | None = field(default=None, init=False)
+    stop_reason: StopReason = field(default=None, init=False)
+    error: OstinatoError | None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        self.num_prompt_tokens = len(self.prompt_token_ids)
+        self.max_length = self.num_prompt_tokens + self.params.max_tokens
+        self.token_ids = list(self.prompt_token_ids)
+
+    @property
+    def num_generated(self) -> int:
+        """Tokens generated so far."""
+        return len(self.token_ids) - self.num_prompt_tokens
+
+    @property
+    def output_token_ids(self) -> list[int]:
+        """The generated tokens, copied."""
+        return self.token_ids[self.num_prompt_tokens :]
+
+    def __repr__(self) -> str:
+        tokens = f"{self.num_prompt_tokens}+{self.num_generated} tokens, {self.num_computed_tokens} computed"
+        return f"<Request {self.request_id} {self.status.value}: {tokens}, blocks {self.block_ids}>"
+
+
+def ending(request: Request, token: int) -> tuple[FinishReason | None, StopReason]:
+    """Why ``token``, just appended, ends its request, and what exactly did; (None, None) if it goes on."""
+    params = request.params
+    if request.num_generated >= params.min_tokens:
+        if token in request.eos_token_ids and not params.ignore_eos:
+            return "stop", None
+        if token in params.stop_token_ids:
+            return "stop", token
+    if len(request.token_ids) >= request.max_length:
+        return "length", None
+    return None, None

@@ -1,0 +1,185 @@
+"""Runs steps: packs them, replays a graph or calls the compiled pieces, and brings the tokens back.
+
+Owns the model, the KV cache, the buffers and the graphs. Knows nothing of queues, text or who asked. Everything runs
+under ``neutral_state``. Four backends do the same arithmetic: captured graphs of compiled pieces ("cuda", "host"),
+compiled pieces without graphs ("compile"), plain functions ("eager"), and plain functions recorded ("emulated").
+"""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections import Counter
+from collections.abc import Callable
+
+import torch
+
+from ostinato.graphs.ambient import neutral_state
+from ostinato.graphs.compiled import cpp_compiler_problem
+from ostinato.graphs.graph_set import GraphSet
+from ostinato.layers.errors import EngineDead
+from ostinato.models.decode_step import Sampling, StepModel, rope_of
+from ostinato.models.decoder import Decoder
+from ostinato.models.kv_cache import KVCache, allocate_kv_cache, zero_null_block
+from ostinato.plan import MIN_TABLE_WIDTH, Plan
+from ostinato.step import Step
+from ostinato.step_buffers import StepBuffers
+from ostinato.step_pieces import StepPieces
+
+Progress = Callable[[str], None]
+"""Told what start-up is doing now."""
+
+
+class ModelRunner:
+    """One model on one device, ready to run steps once ``warm_up`` returned."""
+
+    def __init__(self, plan: Plan, decoder: Decoder) -> None:
+        config = plan.config
+        self.plan = plan
+        self.backend, self.fallback_reason = _usable_backend(plan)
+        self.counts: Counter[str] = Counter()
+        self.buffers = StepBuffers(
+            config.max_num_seqs,
+            config.max_num_batched_tokens,
+            config.block_size,
+            plan.table_width,
+            plan.device,
+            fixed_width=self.backend in ("cuda", "emulated"),
+        )
+        with self._neutral():
+            kv_cache = allocate_kv_cache(plan.spec, plan.num_blocks, config.block_size, plan.dtype, plan.device)
+            rope = rope_of(decoder, plan.max_model_len, plan.device)
+        self.pieces = StepPieces(decoder, compiled=self.backend in ("cuda", "host", "compile"))
+        self.graphs: GraphSet[Sampling] | None = None
+        if self.backend in ("cuda", "host", "emulated"):
+            self.graphs = GraphSet(plan.capture_sizes, self.backend, plan.device)
+        self._model: StepModel | None = StepModel(decoder, rope, kv_cache, self.buffers.state)
+        self._warm_compiles = self._warm_captures = 0
+        self._threads_differ = False
+
+    @property
+    def kv_cache(self) -> KVCache:
+        """The pages, per layer."""
+        return self._open_model.kv_cache
+
+    @property
+    def late_compiles(self) -> int:
+        """Compilations after ``warm_up``: a broken promise if not 0."""
+        return self.pieces.compiles - self._warm_compiles
+
+    @property
+    def late_captures(self) -> int:
+        """Captures after ``warm_up``: a broken promise if not 0."""
+        return (self.graphs.captures if self.graphs else 0) - self._warm_captures
+
+    def warm_up(self, progress: Progress = lambda _: None) -> None:
+        """Compile every piece for every class of shapes, then capture every graph; afterwards nothing is compiled."""
+        with self._neutral():
+            if self.pieces.compiled:
+                for rows in range(1, min(2, self.plan.config.max_num_seqs) + 1):
+                    for sampling in Sampling:
+                        progress(f"compiling decode, batch {'1' if rows == 1 else '2 and up'}, {sampling.value}")
+                        self._decode(rows, sampling, MIN_TABLE_WIDTH)
+                progress("compiling prompts")
+                self._mixed(tokens=2, width=MIN_TABLE_WIDTH, samples=0, sampling=Sampling.GREEDY)
+            if self.graphs is not None:
+                progress(f"capturing {len(self.graphs.sizes)} batch sizes")
+                self.graphs.capture_all(Sampling, self._step_of)
+            zero_null_block(self.kv_cache)
+        self._warm_compiles = self.pieces.compiles
+        self._warm_captures = self.graphs.captures if self.graphs else 0
+
+    def execute(self, step: Step) -> list[int]:
+        """Run ``step``; the sampled token of each of its ``sample_rows``, -1 where logits were not finite."""
+        samples, buffers = len(step.sample_rows), self.buffers
+        with self._neutral():
+            if step.is_decode:
+                buffers.pack_decode(step)
+                self._run_decode(samples)
+            else:
+                num_tokens = buffers.pack_mixed(step)
+                self._mixed(num_tokens, buffers.width, samples, buffers.sampling)
+                self.counts["mixed_steps"] += 1
+            tokens: list[int] = buffers.state.out[:samples].tolist()
+        buffers.note_sampled(step)
+        self._count(step)
+        return tokens
+
+    def drop_step(self) -> None:
+        """The step handed to ``execute`` did not end well: what it left on the device counts for nothing."""
+        self.buffers.forget_tokens()
+
+    def close(self) -> None:
+        """Free graphs, KV cache and the hold on the model."""
+        if self.graphs is not None:
+            self.graphs.close()
+        self._model = None
+
+    @property
+    def _open_model(self) -> StepModel:
+        if self._model is None:
+            raise EngineDead("the engine is closed")
+        return self._model
+
+    def _neutral(self) -> contextlib.AbstractContextManager[None]:
+        return neutral_state(self.plan.device.type)
+
+    def _run_decode(self, rows: int) -> None:
+        if self.graphs is None:
+            self._decode(rows, self.buffers.sampling, self.buffers.width)
+            self.counts["decode_steps"] += 1
+        else:
+            size = self.graphs.replay(rows, self.buffers.sampling)
+            self.counts["padding_rows"] += size - rows
+
+    def _step_of(self, rows: int, sampling: Sampling) -> Callable[[], None]:
+        """The step that a graph captures; its table is as wide as the buffers say when it runs."""
+        return lambda: self._decode(rows, sampling, self.buffers.width)
+
+    def _decode(self, rows: int, sampling: Sampling, width: int) -> None:
+        buffers = self.buffers
+        inputs = buffers.sampling_inputs(rows)
+        self._open_model.decode(self.pieces.for_rows(rows), buffers.row_inputs(rows), width, sampling, inputs)
+
+    def _mixed(self, tokens: int, width: int, samples: int, sampling: Sampling) -> None:
+        buffers = self.buffers
+        self._open_model.mixed(
+            self.pieces.for_tokens,
+            self.pieces.for_rows(samples),
+            buffers.token_inputs(tokens),
+            width,
+            buffers.sample_at(samples),
+            buffers.sample_slot(samples),
+            sampling,
+            buffers.sampling_inputs(samples),
+        )
+
+    def _count(self, step: Step) -> None:
+        counts = self.counts
+        counts["steps"] += 1
+        counts["tokens_computed"] += step.num_tokens
+        counts["tokens_generated"] += len(step.sample_rows)
+        if self.fallback_reason is not None:
+            counts["eager_fallbacks"] += 1
+        if self.plan.device.type == "cpu" and torch.get_num_threads() != self.plan.num_threads:
+            self._report_threads()
+
+    def _report_threads(self) -> None:
+        """Compiled code keeps the thread count it was compiled with; say so, once."""
+        if not self._threads_differ and self.pieces.compiles:
+            self._threads_differ = True
+            now, then = torch.get_num_threads(), self.plan.num_threads
+            text = f"torch.set_num_threads({now}) after the engine was made: its compiled code keeps {then} threads"
+            warnings.warn(text, RuntimeWarning, stacklevel=2)
+
+
+def _usable_backend(plan: Plan) -> tuple[str, str | None]:
+    """The plan's backend, or "eager" with the reason where Inductor has no C++ compiler to work with."""
+    if plan.device.type != "cpu" or plan.backend not in ("host", "compile"):
+        return plan.backend, None
+    problem = cpp_compiler_problem()
+    if problem is None:
+        return plan.backend, None
+    advice = "Install g++ or clang++, or set CXX; execution='eager' silences this."
+    warnings.warn(f"ostinato runs uncompiled, several times slower: {problem} {advice}", RuntimeWarning, stacklevel=2)
+    return "eager", f"no C++ compiler ({problem})"

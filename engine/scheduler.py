@@ -1,0 +1,308 @@
+"""What runs next: which requests are admitted, how many tokens each gets, who gives way, and when a request ends.
+
+Owns the waiting and running requests, their blocks (through `BlockPool`) and their row slots; the only writer of a
+`Request`. Knows integers only: no tensor, no model, no text. Stop strings are found elsewhere and arrive by `finish`.
+Not thread-safe: the engine calls it under one lock.
+
+One idea: there is no prefill and no decode. A request has tokens it has not computed; `next_step` gives each running
+request some of them within a budget, and `commit` takes note that they were computed. A step that failed is dropped by
+not committing it: `next_step` changes nothing about what is computed.
+
+* ``running`` followed by ``waiting`` is in order of submission: who is preempted returns to the front of ``waiting``.
+* A running request holds blocks for all tokens it has, taken at admission; it asks for another one only where a new
+  token crosses a block boundary, and then the newest request gives way: the oldest always progresses.
+* A request is taken only if it fits into the empty pool, so the first in line is admitted once nothing runs.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+
+from ostinato.block_pool import ROOT, BlockPool, extend_chain
+from ostinato.layers.errors import ConfigError, NonFiniteLogits, OstinatoError, OutOfBlocks, ParamError, PromptTooLong
+from ostinato.outputs import FinishReason, StopReason
+from ostinato.request import Request, RequestStatus, ending
+from ostinato.step import Step
+
+RUNNING = RequestStatus.RUNNING
+
+
+class Scheduler:
+    """Decides the steps of at most ``max_num_seqs`` running requests, ``max_num_batched_tokens`` tokens a step.
+
+    Raises ConfigError if a step could not hold one token of every running request.
+    """
+
+    def __init__(self, pool: BlockPool, max_num_seqs: int, max_num_batched_tokens: int, max_model_len: int) -> None:
+        if max_num_batched_tokens < max_num_seqs:
+            limits = f"max_num_batched_tokens is {max_num_batched_tokens:,}, max_num_seqs {max_num_seqs:,}"
+            raise ConfigError(f"a step must hold one token of every running request: {limits}")
+        self.pool = pool
+        self.max_num_seqs = max_num_seqs
+        self.max_num_batched_tokens = max_num_batched_tokens
+        self.max_model_len = max_model_len
+        self.num_preemptions = 0
+        self.waiting: deque[Request] = deque()
+        self.running: list[Request] = []  # oldest first
+        self._free_slots = list(range(max_num_seqs - 1, -1, -1))  # a stack
+        self._num_admissions = 0
+        self._pending: Step | None = None  # the step handed out and not committed yet
+        self._refused: tuple[Request, int] | None = None  # who did not fit, and the pool's version then
+
+    @property
+    def num_waiting(self) -> int:
+        """Requests submitted or preempted, without blocks."""
+        return len(self.waiting)
+
+    @property
+    def num_running(self) -> int:
+        """Requests admitted, with blocks and a row slot."""
+        return len(self.running)
+
+    @property
+    def has_work(self) -> bool:
+        """Whether `next_step` would return a step."""
+        return bool(self.running or self.waiting)
+
+    def add(self, request: Request) -> None:
+        """Queue a request. Raises ParamError, PromptTooLong or OutOfBlocks if it can never run, and keeps nothing."""
+        num_prompt_tokens, limit = request.num_prompt_tokens, self.max_model_len
+        if num_prompt_tokens == 0:
+            raise ParamError("the prompt has no tokens")
+        if num_prompt_tokens >= limit:
+            room = f"max_model_len is {limit:,}, which must leave room for one generated token"
+            raise PromptTooLong(f"the prompt has {num_prompt_tokens:,} tokens; {room}")
+        max_length = min(request.max_length, limit)
+        needed, usable = self._blocks_for(max_length - 1), self.pool.num_blocks - 1  # the last token is never computed
+        if needed > usable:
+            size = f"{usable:,} of {self.pool.block_size} tokens"
+            raise OutOfBlocks(f"{max_length:,} tokens need {needed:,} KV blocks; the cache has {size}")
+        request.max_length = max_length
+        self.waiting.append(request)
+
+    # A step: blocks for what runs, then rows, then whoever is next in line.
+
+    def next_step(self) -> Step | None:
+        """The next tokens of every running request, then newly admitted ones; None when there is nothing to do.
+
+        Replaces a step that was not committed: it counts as never executed.
+        """
+        preempted = self._extend_tables()
+        decodes: list[Request] = []
+        chunks: list[Request] = []
+        for request in self.running:
+            (decodes if len(request.token_ids) - request.num_computed_tokens == 1 else chunks).append(request)
+        if self.waiting and not preempted:
+            self._admit_within_budget(decodes, chunks)
+        self._pending = self._make_step(decodes, chunks) if self.running else None
+        return self._pending
+
+    def _extend_tables(self) -> bool:
+        """A block for every token that crosses a boundary, oldest request first; whether the newest had to give way."""
+        before = self.num_preemptions
+        for request in self.running:  # may shrink from its end, at or behind this request: iteration goes by index
+            missing = self._blocks_for(len(request.token_ids)) - len(request.block_ids)
+            if missing > 0:
+                while missing > self.pool.num_available and request.status is RUNNING:
+                    self._preempt_newest()
+                if request.status is RUNNING:
+                    request.block_ids += self.pool.allocate(missing)
+        return self.num_preemptions > before
+
+    def _admit_within_budget(self, decodes: list[Request], chunks: list[Request]) -> None:
+        """Admit in order while budget, row slots and blocks last, and sort the admitted into the rows."""
+        budget = self.max_num_batched_tokens - len(decodes)
+        budget -= sum(len(request.token_ids) - request.num_computed_tokens for request in chunks)
+        while budget > 0 and self.waiting and self._free_slots and self._admit(self.waiting[0]):
+            request = self.waiting.popleft()
+            num_tokens = len(request.token_ids) - request.num_computed_tokens
+            (decodes if num_tokens == 1 else chunks).append(request)
+            budget -= num_tokens
+
+    def _make_step(self, decodes: list[Request], chunks: list[Request]) -> Step:
+        rows = len(decodes)
+        starts = [request.num_computed_tokens for request in decodes]
+        step = Step(decodes, starts, [1] * rows, list(range(rows)), rows)
+        for request in chunks:
+            start, budget = request.num_computed_tokens, self.max_num_batched_tokens - step.num_tokens
+            count = min(len(request.token_ids) - start, budget)
+            if count == 0:
+                break
+            if start + count == len(request.token_ids):
+                step.sample_rows.append(len(step.requests))
+            step.requests.append(request)
+            step.starts.append(start)
+            step.counts.append(count)
+            step.num_tokens += count
+        return step
+
+    # Admission and its reverse.
+
+    def _admit(self, request: Request) -> bool:
+        """Take cached blocks from the index and new ones for all other tokens; False, and no change, if too few."""
+        if self._refused == (request, self.pool.version):
+            return False
+        usable = (len(request.token_ids) - 1) // self.pool.block_size  # at least one token is always computed
+        caches = self._shares_prefix(request)
+        cached = self.pool.lookup(self._digests(request, usable), request.token_ids) if caches else []
+        missing = self._blocks_for(len(request.token_ids)) - len(cached)
+        if missing + self.pool.num_unheld(cached) > self.pool.num_available:
+            self._refused = request, self.pool.version
+            return False
+        self.pool.hold(cached)
+        request.block_ids = cached + self.pool.allocate(missing)
+        request.num_computed_tokens = len(cached) * self.pool.block_size
+        if request.num_cached_tokens < 0:
+            request.num_cached_tokens = request.num_computed_tokens
+            self.pool.count_lookup(request.num_prompt_tokens if caches else 0, request.num_cached_tokens)
+        request.row_slot = self._free_slots.pop()
+        request.admission = self._num_admissions
+        request.status = RUNNING
+        self._num_admissions += 1
+        self.running.append(request)
+        return True
+
+    def _preempt_newest(self) -> None:
+        request = self.running[-1]
+        self._give_back(request)
+        request.status = RequestStatus.WAITING
+        request.num_preemptions += 1
+        self.num_preemptions += 1
+        self.waiting.appendleft(request)
+
+    def _give_back(self, request: Request) -> None:
+        """Blocks and row slot of a running request; its tokens and digests stay."""
+        self.running.remove(request)
+        self.pool.release(request.block_ids)
+        self._free_slots.append(request.row_slot)
+        request.block_ids = []
+        request.num_computed_tokens = 0
+        request.row_slot = request.admission = -1
+
+    def _blocks_for(self, num_tokens: int) -> int:
+        return -(-num_tokens // self.pool.block_size)
+
+    # The prefix chain of a request.
+
+    def _shares_prefix(self, request: Request) -> bool:
+        return self.pool.enable_prefix_caching and request.params.enable_prefix_caching
+
+    def _digests(self, request: Request, num_blocks: int) -> list[bytes]:
+        """Digests of the first ``num_blocks`` full blocks; each is computed once."""
+        salt = (request.params.cache_salt or "").encode()
+        extend_chain(request.digests, request.token_ids, num_blocks, self.pool.block_size, salt)
+        return request.digests[:num_blocks]
+
+    def _register(self, request: Request, first: int, last: int) -> None:
+        """Put blocks [first, last), now full and computed, into the index."""
+        size, digests = self.pool.block_size, self._digests(request, last)
+        for i in range(first, last):
+            parent = digests[i - 1] if i else ROOT
+            self.pool.register(request.block_ids[i], digests[i], parent, request.token_ids[i * size : (i + 1) * size])
+
+    # After a step.
+
+    def commit(self, step: Step, tokens: Sequence[int]) -> list[Request]:
+        """Note that ``step`` was executed; ``tokens[i]`` is the token that row ``step.sample_rows[i]`` sampled.
+
+        A token of -1 says that the row's logits were not finite, and ends that request alone. Requests that ended while
+        the step ran are skipped. Returns those that sampled, in row order; see their status for who finished.
+        """
+        if step is not self._pending:
+            raise ValueError("only the step handed out last can be committed, and only once")
+        if len(tokens) != len(step.sample_rows):
+            raise ValueError(f"{len(tokens)} tokens for {len(step.sample_rows)} rows that sample")
+        self._pending = None
+        for request, start, count in zip(step.requests, step.starts, step.counts, strict=True):
+            if request.status is RUNNING:
+                self._advance(request, start, start + count)
+        sampled: list[Request] = []
+        for row, token in zip(step.sample_rows, tokens, strict=True):
+            request = step.requests[row]
+            if request.status is RUNNING:
+                self._append(request, token)
+                sampled.append(request)
+        return sampled
+
+    def _advance(self, request: Request, start: int, end: int) -> None:
+        request.num_computed_tokens = end
+        first, last = start // self.pool.block_size, end // self.pool.block_size
+        if last > first and self._shares_prefix(request):
+            self._register(request, first, last)
+
+    def _append(self, request: Request, token: int) -> None:
+        if token < 0:
+            self._fail_non_finite(request)
+            return
+        request.token_ids.append(token)
+        reason, stop_reason = ending(request, token)
+        if reason is not None:
+            self.finish(request, reason, stop_reason)
+
+    def _fail_non_finite(self, request: Request) -> None:
+        """End the request, and let nobody else read the blocks it computed."""
+        position = len(request.token_ids)
+        error = NonFiniteLogits(f"request {request.request_id}: the logits for position {position:,} are not finite")
+        self.pool.forget(request.block_ids[request.num_cached_tokens // self.pool.block_size :])
+        self.finish(request, "error", error=error)
+
+    def finish(
+        self,
+        request: Request,
+        reason: FinishReason,
+        stop_reason: StopReason = None,
+        error: OstinatoError | None = None,
+    ) -> None:
+        """End a waiting or running request and give everything back at once; nothing happens if it has ended before."""
+        if request.status is RequestStatus.FINISHED:
+            return
+        if request.status is RUNNING:
+            self._give_back(request)
+        else:
+            self.waiting.remove(request)
+        request.status = RequestStatus.FINISHED
+        request.finish_reason, request.stop_reason, request.error = reason, stop_reason, error
+
+    def fail(self, step: Step, error: OstinatoError) -> None:
+        """End every request of a step whose execution failed; the others go on."""
+        for request in step.requests:
+            self.finish(request, "error", error=error)
+
+    # Invariants.
+
+    def check(self) -> None:
+        """Raise RuntimeError on the first broken invariant, the pool's included."""
+        self.pool.check(request.block_ids for request in self.running)
+        for problem in self._problems():
+            raise RuntimeError(f"scheduler: {problem}")
+
+    def _problems(self) -> Iterator[str]:
+        slots = [request.row_slot for request in self.running] + self._free_slots
+        if sorted(slots) != list(range(self.max_num_seqs)):
+            yield f"row slots in use and free are {slots}"
+        admissions = [request.admission for request in self.running]
+        if admissions != sorted(set(admissions)):
+            yield f"admissions of the running requests, oldest first, are {admissions}"
+        for request in self.running:
+            yield from (f"{problem}: {request}" for problem in self._problems_running(request))
+        for request in self.waiting:
+            held = (request.num_computed_tokens, request.block_ids, request.row_slot, request.admission)
+            if request.status is not RequestStatus.WAITING or held != (0, [], -1, -1):
+                yield f"waiting, yet it holds something: {request}"
+        if self._pending is not None and self._pending.num_tokens > self.max_num_batched_tokens:
+            yield f"a step of {self._pending.num_tokens} tokens; the limit is {self.max_num_batched_tokens}"
+
+    def _problems_running(self, request: Request) -> Iterator[str]:
+        size, computed, num_tokens = self.pool.block_size, request.num_computed_tokens, len(request.token_ids)
+        if request.status is not RUNNING:
+            yield "in the running list, not running"
+        if not computed < num_tokens < request.max_length <= self.max_model_len:
+            yield "computed < tokens < max_length <= max_model_len does not hold"
+        # A block more is taken by the next step if the token just generated crossed a boundary.
+        if not self._blocks_for(num_tokens - 1) <= len(request.block_ids) <= self._blocks_for(num_tokens):
+            yield "the block table does not cover the tokens"
+        if not all(map(self.pool.is_exclusive, request.block_ids[computed // size :])):
+            yield "a block that is still to be written is shared or in the index"
+        if len(request.digests) > num_tokens // size:
+            yield "a digest of a block that is not full"

@@ -1,0 +1,89 @@
+"""The pieces of a step in their compiled forms: one for each class of shapes, each compiled exactly once.
+
+Three classes. *single*: one row, static, in the form that reads weights at memory bandwidth on a CPU. *rows*: two rows
+or more, their number symbolic. *tokens*: a mixed step's tokens, two or more, their number symbolic. The width of the
+block table is symbolic in all. Layers of one kind share one compiled form. Knows which dimension of which argument
+varies; compiles nothing by itself: the first call of a piece does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from torch import Tensor
+
+from ostinato.graphs.compiled import CompiledPiece, SymbolicDims
+from ostinato.layers import sampler
+from ostinato.layers.attention.metadata import AttentionMetadata
+from ostinato.models import decode_step
+from ostinato.models.decode_step import Pieces, eager_pieces
+from ostinato.models.decoder import Block, Decoder
+
+Dims = Iterable[tuple[Tensor, int]]
+
+
+def _none(*_: object) -> Dims:
+    return ()
+
+
+def _first_dims(*args: object) -> Dims:
+    """Dimension 0 of every tensor that has one."""
+    for arg in args:
+        if isinstance(arg, Tensor) and arg.dim():
+            yield arg, 0
+        elif isinstance(arg, tuple):
+            yield from _first_dims(*arg)
+
+
+def _width_of_meta(block: Block, x: Tensor, k_cache: Tensor, v_cache: Tensor, meta: AttentionMetadata) -> Dims:
+    return [(meta.block_table, 1)]
+
+
+def _rows_of_meta(block: Block, x: Tensor, k_cache: Tensor, v_cache: Tensor, meta: AttentionMetadata) -> Dims:
+    return [(meta.block_table, 1), *_first_dims(x, *meta)]
+
+
+def _tokens_of_meta(block: Block, x: Tensor, k_cache: Tensor, v_cache: Tensor, meta: AttentionMetadata) -> Dims:
+    return [(meta.block_table, 1), *_first_dims(x, meta.slot_mapping, meta.cos, meta.sin)]
+
+
+class StepPieces:
+    """Every piece of one engine: ``for_rows(n)`` serves decode rows and sampling rows, ``for_tokens`` mixed steps."""
+
+    def __init__(self, decoder: Decoder, *, compiled: bool) -> None:
+        self.compiled = compiled
+        self._compiled: list[CompiledPiece] = []
+        if compiled:
+            self._single = self._make(decoder, _width_of_meta, _none)
+            self._rows = self._make(decoder, _rows_of_meta, _first_dims)
+            self.for_tokens = Pieces(layers=self._layers(decoder, _tokens_of_meta))
+        else:
+            self._single = self._rows = self.for_tokens = eager_pieces(decoder)
+
+    def for_rows(self, rows: int) -> Pieces:
+        """The forms for ``rows`` rows."""
+        return self._single if rows == 1 else self._rows
+
+    @property
+    def compiles(self) -> int:
+        """Compiled forms that exist now, over all pieces."""
+        return sum(piece.compiles for piece in self._compiled)
+
+    def _make(self, decoder: Decoder, meta: SymbolicDims, rows: SymbolicDims) -> Pieces:
+        """All pieces of a decode step; what varies is said for the layers and for the rest."""
+        return Pieces(
+            layers=self._layers(decoder, meta),
+            head=self._piece(decode_step.head, rows),
+            temper=self._piece(sampler.temper, rows),
+            narrow=self._piece(sampler.narrow, rows),
+            draw=self._piece(sampler.draw, rows),
+        )
+
+    def _layers(self, decoder: Decoder, symbolic: SymbolicDims) -> tuple[CompiledPiece, ...]:
+        by_kind = {layer: self._piece(decode_step.layer, symbolic) for layer in dict.fromkeys(decoder.spec.layers)}
+        return tuple(by_kind[layer] for layer in decoder.spec.layers)
+
+    def _piece(self, function: object, symbolic: SymbolicDims) -> CompiledPiece:
+        piece = CompiledPiece(function, symbolic)  # type: ignore[arg-type]
+        self._compiled.append(piece)
+        return piece

@@ -1,0 +1,108 @@
+"""A function compiled exactly once, for one class of shapes, with nothing left to recompile it.
+
+Each ``CompiledPiece`` owns a copy of its function's code object, so its compiled form is its engine's alone and dies
+with it; a process may hold any number. Which dimensions are symbolic is said, not guessed: ``mark_dynamic`` fails the
+compilation if one would be specialised. Dynamo's guards are dropped: what they would check on every call (modes,
+shapes, the identity of modules) is fixed by the caller, who runs each piece under ``neutral_state`` and only ever with
+the shape class it was compiled for, and Inductor's own checks of sizes and strides stay in place.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import types
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ostinato.layers.errors import CaptureError
+
+SymbolicDims = Callable[..., Iterable[tuple[Tensor, int]]]
+"""From a call's arguments: the (tensor, dimension) pairs whose size varies from call to call."""
+
+
+def no_guards(guards: Sequence[object]) -> list[bool]:
+    """Dynamo's ``guard_filter_fn``: keep none."""
+    return [False for _ in guards]
+
+
+class CompiledPiece:
+    """``function`` under ``torch.compile(fullgraph=True)``; the first call compiles, every later one only runs."""
+
+    def __init__(self, function: Callable[..., Any], symbolic: SymbolicDims) -> None:
+        own = types.FunctionType(
+            function.__code__.replace(),
+            function.__globals__,
+            function.__name__,
+            function.__defaults__,
+            function.__closure__,
+        )
+        own.__kwdefaults__ = function.__kwdefaults__
+        self.name = function.__name__
+        self._code = own.__code__
+        self._symbolic = symbolic
+        self._compiled = torch.compile(own, fullgraph=True, options={"guard_filter_fn": no_guards})
+        self._call = self._compile
+
+    def __call__(self, *args: Any) -> Any:
+        """The function's result."""
+        return self._call(*args)
+
+    def _compile(self, *args: Any) -> Any:
+        for tensor, dim in self._symbolic(*args):
+            torch._dynamo.mark_dynamic(tensor, dim)
+        with compile_scope():
+            result = self._compiled(*args)
+        if self.compiles == 0:
+            raise CaptureError(f"{self.name}: torch.compile did not compile it (is it disabled in this process?)")
+        self._call = self._compiled
+        return result
+
+    @property
+    def compiles(self) -> int:
+        """How many compiled forms exist: 0 before the first call, 1 for ever after."""
+        return len(torch._dynamo.eval_frame._debug_get_cache_entry_list(self._code))
+
+
+def cache_folder() -> Path:
+    """Where compiled code persists: ``TORCHINDUCTOR_CACHE_DIR`` if set, else a private folder of the user's cache."""
+    chosen = os.environ.get("TORCHINDUCTOR_CACHE_DIR")
+    if chosen:
+        return Path(chosen)
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(base).expanduser() / "ostinato" / f"inductor-{torch.__version__}"
+
+
+@contextlib.contextmanager
+def compile_scope() -> Iterator[None]:
+    """Inductor with its cache in ``cache_folder()`` and without worker processes; environment and settings restored."""
+    import torch._inductor.config as inductor_config
+
+    folder = cache_folder()
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    before = os.environ.get("TORCHINDUCTOR_CACHE_DIR")
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder)
+    try:
+        with inductor_config.patch(compile_threads=1):
+            yield
+    finally:
+        if before is None:
+            os.environ.pop("TORCHINDUCTOR_CACHE_DIR", None)
+        else:
+            os.environ["TORCHINDUCTOR_CACHE_DIR"] = before
+
+
+def cpp_compiler_problem() -> str | None:
+    """Why Inductor cannot compile for a CPU here (no C++ compiler), or None if it can."""
+    from torch._inductor.cpp_builder import get_cpp_compiler
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    try:
+        get_cpp_compiler()
+    except InvalidCxxCompiler as error:
+        return str(error).splitlines()[0]
+    return None

@@ -1,0 +1,134 @@
+"""Token selection from logits, as part of the step: no random state, no sort, no shape that depends on the data.
+
+Noise is a function of (seed, position): a counter-based generator (Philox-4x32-10, Salmon et al. 2011) turned into
+Gumbel noise, so ``argmax(logits / temperature + noise)`` is a draw from the softmax (Gumbel-max trick, Maddison et al.
+2014). A row therefore draws the same token whatever shares its batch, after a preemption, and under graph replay.
+
+The functions are the pieces that a step strings together: ``sample_greedy``; or ``temper``, then (where a row asks for
+top-k or top-p) the threshold search of ``narrow``, then ``draw``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+FAILED = -1
+"""The token of a row whose logits were not finite."""
+
+
+class SamplingInputs(NamedTuple):
+    """Per row: what to draw and with which noise. All ``[rows]`` but the last two."""
+
+    temperature: Tensor
+    """float32; 0 takes the exact argmax."""
+    top_k: Tensor
+    """float32 holding an integer; keep the k likeliest tokens (and ties of the k-th)."""
+    top_p: Tensor
+    """float32 in (0, 1]; keep the fewest likeliest tokens whose mass reaches it (Holtzman et al. 2020)."""
+    min_p: Tensor
+    """float32 in [0, 1]; keep tokens at least this fraction as likely as the likeliest."""
+    seed: Tensor
+    """int64: the 64 bits of the request's seed."""
+    position: Tensor
+    """int64: the index of the generated token, which counts the noise."""
+    blocked_ids: Tensor
+    """``[rows, n] int64``: tokens that may not be drawn (end of text before ``min_tokens``), padded with any id."""
+    blocked: Tensor
+    """``[rows, n] float32``: -inf where ``blocked_ids`` counts, else 0."""
+
+
+def sample_greedy(logits: Tensor) -> Tensor:
+    """Argmax of ``logits [rows, vocab]``: ``[rows] int64``; ``FAILED`` where the largest is NaN or infinite."""
+    best, tokens = logits.max(-1)
+    return torch.where(best.isfinite(), tokens, FAILED)
+
+
+def temper(logits: Tensor, inputs: SamplingInputs) -> Tensor:
+    """Scores ``[rows, vocab] float32``: blocked, divided by the temperature, shifted so that the likeliest is 0.
+
+    ``exp(score)`` is a token's likelihood relative to the likeliest. A row with NaN or +inf becomes NaN.
+    """
+    scores = logits.float().scatter_add(1, inputs.blocked_ids, inputs.blocked)
+    scores = scores / torch.where(inputs.temperature == 0, 1.0, inputs.temperature)[:, None]
+    return scores - scores.amax(-1, keepdim=True)
+
+
+Narrow = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
+
+
+def likelihood_floor(scores: Tensor, inputs: SamplingInputs, narrow: Narrow) -> Tensor:
+    """The least likelihood ``[rows]`` that top-k, then top-p over what top-k left, let through; exact, without a sort.
+
+    ``narrow`` is that of this module, or a compiled form of it.
+    """
+    device = scores.device
+    by_mass = torch.zeros((), dtype=torch.bool, device=device), torch.ones((), dtype=torch.bool, device=device)
+    shifts = [torch.full((), 1 << shift, dtype=torch.int32, device=device) for shift in range(27, -1, -3)]
+
+    def search(target: Tensor, kind: Tensor) -> Tensor:
+        bits = torch.zeros_like(target, dtype=torch.int32)
+        for shift in shifts:
+            bits = narrow(scores, target, bits, shift, kind)
+        return bits
+
+    by_rank = search(inputs.top_k, by_mass[0])
+    nucleus = search(_kept_mass(scores, by_rank) * inputs.top_p, by_mass[1])
+    return torch.maximum(by_rank, torch.where(inputs.top_p < 1, nucleus, 0)).view(torch.float32)
+
+
+def narrow(scores: Tensor, target: Tensor, bits: Tensor, shift: Tensor, by_mass: Tensor) -> Tensor:
+    """One digit of the search for the largest likelihood t whose upper set {likelihood >= t} reaches ``target``.
+
+    What is summed over the set is 1 per token, or its likelihood where ``by_mass`` (0-dim bool). Positive floats order
+    like their bit patterns, so t is found exactly, three bits a pass: ``bits [rows] int32`` holds the digits decided so
+    far, ``shift`` (0-dim int32) is the place value of this one.
+    """
+    likelihood = scores.exp()[:, None, :]
+    digits = torch.arange(1, 8, dtype=torch.int32, device=scores.device)
+    trial = (bits[:, None] + digits * shift).view(torch.float32)
+    counted = torch.where(by_mass, likelihood, 1.0)
+    reached = torch.where(likelihood >= trial[:, :, None], counted, 0.0).sum(-1)  # [rows, 7]
+    return bits + (reached >= target[:, None]).sum(-1).to(torch.int32) * shift
+
+
+def _kept_mass(scores: Tensor, floor_bits: Tensor) -> Tensor:
+    """The likelihood that lies at or above ``floor_bits``, summed: ``[rows] float32``."""
+    likelihood = scores.exp()
+    return likelihood.masked_fill_(likelihood < floor_bits.view(torch.float32)[:, None], 0.0).sum(-1)
+
+
+def draw(scores: Tensor, floor: Tensor, inputs: SamplingInputs) -> Tensor:
+    """One token per row, greedy and sampled rows mixed: ``[rows] int64``. ``floor [rows]`` is the least likelihood kept."""
+    sampled = (inputs.temperature > 0)[:, None]
+    kept = (scores.exp() >= torch.maximum(floor, inputs.min_p)[:, None]) | ~sampled
+    noise = gumbel_noise(inputs.seed, inputs.position, scores.shape[1])
+    drawn = scores + torch.where(sampled, noise, 0.0)
+    tokens = torch.where(kept, drawn, float("-inf")).argmax(-1)
+    return torch.where(scores.amax(-1) == 0, tokens, FAILED)
+
+
+def gumbel_noise(seed: Tensor, position: Tensor, size: int) -> Tensor:
+    """Standard Gumbel noise ``[rows, size] float32``, a function of each row's ``seed`` and ``position`` alone."""
+    index = torch.arange(size, dtype=torch.int64, device=seed.device)[None, :]
+    word = philox(index, position[:, None], seed[:, None])
+    uniform = ((word.float() + 0.5) * 2.0**-32).clamp_max(1 - 2.0**-24)
+    return -torch.log(-torch.log1p(-uniform))  # 1 - uniform is as uniform, and precise where the noise is large
+
+
+def philox(counter: Tensor, position: Tensor, key: Tensor) -> Tensor:
+    """First output word of Philox-4x32-10 for counter ``(counter, position)`` and a 64-bit ``key``: 0 ... 2^32 - 1.
+
+    All arguments int64, broadcast together; 32-bit words are held in int64 because CPUs and Triton both have it.
+    """
+    low = 0xFFFFFFFF
+    c0, c1, c2, c3 = counter & low, counter >> 32 & low, position & low, position >> 32 & low
+    k0, k1 = key & low, key >> 32 & low
+    for _ in range(10):
+        p0, p1 = c0 * 0xD2511F53, c2 * 0xCD9E8D57
+        c0, c1, c2, c3 = (p1 >> 32 & low) ^ c1 ^ k0, p1 & low, (p0 >> 32 & low) ^ c3 ^ k1, p0 & low
+        k0, k1 = (k0 + 0x9E3779B9) & low, (k1 + 0xBB67AE85) & low
+    return c0

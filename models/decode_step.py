@@ -1,0 +1,208 @@
+"""The pure step: tensors in, tokens out, as pieces that are compiled one by one and strung together here.
+
+A piece is a plain function that is worth compiling: the layer, the head, the passes of the sampler over the vocabulary.
+``Pieces`` holds one set of them, as written (``eager_pieces``) or compiled. The layer is one piece, called once per
+layer with that layer's module and cache as arguments, so all layers of one kind share one compiled form. Knows the model and its static tensors; knows no request, no schedule and no graph.
+
+    decode:  last_token[row_slot] -> embed -> layers -> head -> sample -> last_token[row_slot], out[row]
+    mixed:   host tokens or last_token -> embed -> layers -> the rows that end a prompt -> head -> sample -> the same
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ostinato.layers import sampler
+from ostinato.layers.attention.metadata import AttentionMetadata
+from ostinato.layers.rope import rope_table
+from ostinato.layers.sampler import SamplingInputs
+from ostinato.models.decoder import Block, Decoder, KVCache
+from ostinato.models.spec import RopeSpec
+
+
+class Sampling(Enum):
+    """How much sampling work a step does; each is a graph of its own."""
+
+    GREEDY = "greedy"  # argmax only
+    DRAWN = "drawn"  # temperature, min-p, blocked tokens
+    FILTERED = "filtered"  # and the threshold search of top-k and top-p
+
+
+class RowInputs(NamedTuple):
+    """Static inputs of a decode step, one entry per row (views of the first ``rows`` of the engine's buffers)."""
+
+    row_slot: Tensor
+    """``[rows] int64``: where in ``last_token`` and ``block_table`` the row lives; padding uses the spare slot."""
+    positions: Tensor
+    """``[rows] int64``: position of the token computed."""
+    slot_mapping: Tensor
+    """``[rows] int64``: where its key and value go."""
+    context_lens: Tensor
+    """``[rows] int32``: positions + 1."""
+
+
+class TokenInputs(NamedTuple):
+    """Inputs of a mixed step: one entry per token, and per row up to ``max_num_seqs``."""
+
+    token_ids: Tensor
+    """``[tokens] int64``; read where ``token_slot`` is negative."""
+    token_slot: Tensor
+    """``[tokens] int64``: the slot whose ``last_token`` is the token, or -1."""
+    positions: Tensor
+    """``[tokens] int64``."""
+    slot_mapping: Tensor
+    """``[tokens] int64``."""
+    row_slot: Tensor
+    """``[max_num_seqs] int64``."""
+    context_lens: Tensor
+    """``[max_num_seqs] int32``."""
+    cu_seqlens_q: Tensor
+    """``[max_num_seqs + 1] int32``."""
+
+
+@dataclass(frozen=True)
+class StepState:
+    """What outlives a step on the device."""
+
+    last_token: Tensor
+    """``[max_num_seqs + 1] int64``: the token each slot's request generated last; the last entry is the spare."""
+    block_table: Tensor
+    """``[max_num_seqs + 1, width] int32``: each slot's blocks; the spare row is all null block."""
+    out: Tensor
+    """``[max_num_seqs] int64``: the tokens of this step, by row."""
+
+
+class RopeTable(NamedTuple):
+    """Cosines and sines ``[max_positions, rotary_dim / 2] float32``."""
+
+    cos: Tensor
+    sin: Tensor
+
+
+def rope_of(decoder: Decoder, max_positions: int, device: torch.device) -> RopeTable:
+    """The model's rotary table; all its layers must share one ``RopeSpec``."""
+    specs: set[RopeSpec] = {layer.attention.rope for layer in decoder.spec.layers}
+    if len(specs) != 1:
+        raise ValueError(f"layers with {len(specs)} different rotary embeddings need one table each")
+    return RopeTable(*rope_table(specs.pop(), max_positions, device))
+
+
+def embed_rows(
+    decoder: Decoder, rope: RopeTable, last_token: Tensor, block_table: Tensor, rows: RowInputs
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Embeddings ``[rows, hidden_size]``, cosines, sines and block table of each row's token."""
+    tokens = last_token[rows.row_slot].clamp_min(0)
+    return (
+        decoder.embed(tokens),
+        rope.cos[rows.positions],
+        rope.sin[rows.positions],
+        block_table[rows.row_slot],
+    )
+
+
+def embed_tokens(
+    decoder: Decoder, rope: RopeTable, last_token: Tensor, block_table: Tensor, tokens: TokenInputs
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """As ``embed_rows``, for tokens from the host or from ``last_token``; the table is that of all rows."""
+    fed = last_token[tokens.token_slot.clamp_min(0)].clamp_min(0)
+    ids = torch.where(tokens.token_slot >= 0, fed, tokens.token_ids)
+    return decoder.embed(ids), rope.cos[tokens.positions], rope.sin[tokens.positions], block_table[tokens.row_slot]
+
+
+def layer(block: Block, x: Tensor, k_cache: Tensor, v_cache: Tensor, meta: AttentionMetadata) -> Tensor:
+    """One layer: ``[tokens, hidden_size] -> [tokens, hidden_size]``."""
+    return block(x, k_cache, v_cache, meta)  # type: ignore[no-any-return]
+
+
+def head(decoder: Decoder, x: Tensor) -> Tensor:
+    """Final norm and logits: ``[rows, hidden_size] -> [rows, vocab_size]``."""
+    return decoder.compute_logits(decoder.norm(x))
+
+
+def feed_back(last_token: Tensor, out: Tensor, row_slot: Tensor, tokens: Tensor) -> None:
+    """Put ``tokens [rows]`` where the next step and the host read them."""
+    last_token.index_copy_(0, row_slot, tokens)
+    out.copy_(tokens)
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """The functions worth compiling, all of one make; what is left of a step are a few gathers and copies."""
+
+    layers: Sequence[Callable[..., Tensor]]
+    """``layer`` in this make, one per layer: layers of different kinds are compiled apart."""
+    head: Callable[..., Tensor] = head
+    temper: Callable[..., Tensor] = sampler.temper
+    narrow: Callable[..., Tensor] = sampler.narrow
+    draw: Callable[..., Tensor] = sampler.draw
+
+
+def eager_pieces(decoder: Decoder) -> Pieces:
+    """The functions as written."""
+    return Pieces(layers=(layer,) * len(decoder.layers))
+
+
+@dataclass(frozen=True)
+class StepModel:
+    """A decoder with everything a step needs of it that is not an input."""
+
+    decoder: Decoder
+    rope: RopeTable
+    kv_cache: KVCache
+    state: StepState
+
+    def decode(self, pieces: Pieces, rows: RowInputs, width: int, sampling: Sampling, inputs: SamplingInputs) -> None:
+        """One token for each row, over the first ``width`` cells of the block table."""
+        state = self.state
+        x, cos, sin, table = embed_rows(self.decoder, self.rope, state.last_token, state.block_table[:, :width], rows)
+        x = self._layers(pieces, x, AttentionMetadata(rows.slot_mapping, table, rows.context_lens, cos, sin, None))
+        self._sample(pieces, x, rows.row_slot, sampling, inputs)
+
+    def mixed(
+        self,
+        pieces: Pieces,
+        row_pieces: Pieces,
+        tokens: TokenInputs,
+        width: int,
+        sample_at: Tensor,
+        sample_slot: Tensor,
+        sampling: Sampling,
+        inputs: SamplingInputs,
+    ) -> None:
+        """Any number of tokens per row; a token is drawn at the indices ``sample_at [n] int64`` for ``sample_slot [n]``.
+
+        ``pieces`` run the tokens, ``row_pieces`` the head and the sampling of the ``n`` rows.
+        """
+        state = self.state
+        x, cos, sin, table = embed_tokens(
+            self.decoder, self.rope, state.last_token, state.block_table[:, :width], tokens
+        )
+        meta = AttentionMetadata(tokens.slot_mapping, table, tokens.context_lens, cos, sin, tokens.cu_seqlens_q)
+        x = self._layers(pieces, x, meta)
+        if len(sample_at):
+            self._sample(row_pieces, x.index_select(0, sample_at), sample_slot, sampling, inputs)
+
+    def _layers(self, pieces: Pieces, x: Tensor, meta: AttentionMetadata) -> Tensor:
+        for run, block, (k_cache, v_cache) in zip(pieces.layers, self.decoder.layers, self.kv_cache, strict=True):
+            x = run(block, x, k_cache, v_cache, meta)
+        return x
+
+    def _sample(
+        self, pieces: Pieces, x: Tensor, row_slot: Tensor, sampling: Sampling, inputs: SamplingInputs
+    ) -> None:
+        logits = pieces.head(self.decoder, x)
+        if sampling is Sampling.GREEDY:
+            tokens = sampler.sample_greedy(logits)
+        else:
+            scores = pieces.temper(logits, inputs)
+            floor = torch.zeros_like(inputs.min_p)
+            if sampling is Sampling.FILTERED:
+                floor = sampler.likelihood_floor(scores, inputs, pieces.narrow)
+            tokens = pieces.draw(scores, floor, inputs)
+        feed_back(self.state.last_token, self.state.out[: len(row_slot)], row_slot, tokens)

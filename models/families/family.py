@@ -1,0 +1,25 @@
+"""What a model family is to the registry and to the loader: a name and data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from ostinato.models.spec import ModelSpec
+from ostinato.models.weights.rules import Rule
+
+
+@dataclass(frozen=True)
+class Family:
+    """Checkpoints that share a ``config.json`` dialect and tensor names.
+
+    ``architectures`` are the names in config.json that mean this family; ``spec`` reads a parsed config.json and raises
+    ``ModelLoadError`` for what it does not support; ``ignored`` are tensor names (``fnmatch`` patterns) that files of
+    the family carry and no parameter needs.
+    """
+
+    name: str
+    architectures: tuple[str, ...]
+    spec: Callable[[Mapping[str, object]], ModelSpec]
+    rules: tuple[Rule, ...]
+    ignored: tuple[str, ...] = ()

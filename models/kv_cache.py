@@ -1,0 +1,30 @@
+"""Allocation of the paged KV cache. Its blocks are counted by the engine's pool; here it is only tensors."""
+
+from __future__ import annotations
+
+import torch
+
+from ostinato.models.decoder import KVCache
+from ostinato.models.spec import ModelSpec
+
+
+def allocate_kv_cache(
+    spec: ModelSpec, num_blocks: int, block_size: int, dtype: torch.dtype, device: torch.device
+) -> KVCache:
+    """Zeroed keys and values per layer, each ``[num_blocks, block_size, num_kv_heads, head_dim]``.
+
+    One tensor per layer and kind: a compiled region that mutated a slice of one big tensor would copy the whole.
+    """
+
+    def pages(num_kv_heads: int, head_dim: int) -> torch.Tensor:
+        return torch.zeros(num_blocks, block_size, num_kv_heads, head_dim, dtype=dtype, device=device)
+
+    sizes = [(layer.attention.num_kv_heads, layer.attention.head_dim) for layer in spec.layers]
+    return [(pages(*size), pages(*size)) for size in sizes]
+
+
+def zero_null_block(cache: KVCache) -> None:
+    """Clear block 0, where padding rows wrote."""
+    for keys, values in cache:
+        keys[0].zero_()
+        values[0].zero_()

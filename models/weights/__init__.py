@@ -1,0 +1,1 @@
+"""From a checkpoint's files straight into the parameters."""

@@ -1,0 +1,103 @@
+"""A checkpoint's tensors, streamed into the parameters of a model that was built on ``meta``.
+
+First every header is checked against every parameter, and all problems are reported together; then each parameter is
+allocated once, in its final fused shape, and filled piece by piece. The peak is the parameters and one small buffer:
+nothing is concatenated, and no file is mapped. Knows no architecture: names and rows come from the family's rules.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from ostinato.layers.errors import ModelLoadError
+from ostinato.models.families.family import Family
+from ostinato.models.spec import ModelSpec
+from ostinato.models.weights.plan import make_plan
+from ostinato.models.weights.source import open_source
+from ostinato.models.weights.stream import Parameters, Progress, fill
+
+PROBLEMS_SHOWN = 10
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What a load did; ``ignored`` are tensors that the family knows and does not need."""
+
+    num_parameters: int
+    parameter_bytes: int
+    num_files: int
+    seconds: float
+    ignored: tuple[str, ...]
+
+
+def load_weights(
+    model: nn.Module,
+    family: Family,
+    spec: ModelSpec,
+    folder: Path,
+    device: torch.device | str,
+    dtype: torch.dtype,
+    progress: Progress | None = None,
+) -> LoadReport:
+    """Give ``model`` the parameters of ``folder``, on ``device`` and in ``dtype``, without gradients.
+
+    Parameters that were one object (a tied head) stay one. ``ModelLoadError`` lists broken files and tensors that are
+    missing, not wanted or misshapen before anything is allocated; values that are not finite are found while copying,
+    and leave a model that must be dropped.
+    """
+    began = time.perf_counter()
+    source = open_source(folder)
+    named = list(model.named_parameters(remove_duplicate=False))
+    firsts = {id(parameter): name for name, parameter in reversed(named)}
+    shapes = {name: tuple(parameter.shape) for name, parameter in named}
+    aliases = {name: firsts[id(parameter)] for name, parameter in named}
+    plan = make_plan(shapes, aliases, family, spec, source)
+    _raise_problems(folder, plan.problems)
+    with torch.inference_mode(False), torch.no_grad():
+        parameters = _allocate(model, torch.device(device), dtype)
+        fill(parameters, plan, progress)
+    owned = [parameters[name] for name in firsts.values()]
+    return LoadReport(
+        num_parameters=sum(parameter.numel() for parameter in owned),
+        parameter_bytes=sum(parameter.nbytes for parameter in owned),
+        num_files=len(source.files),
+        seconds=time.perf_counter() - began,
+        ignored=plan.ignored,
+    )
+
+
+def _raise_problems(folder: Path, problems: tuple[str, ...]) -> None:
+    if not problems:
+        return
+    shown = problems[:PROBLEMS_SHOWN]
+    more = [f"... and {len(problems) - len(shown)} more"] if len(problems) > len(shown) else []
+    raise ModelLoadError(f"{folder}: the weights do not fit ({len(problems)} found):\n  " + "\n  ".join([*shown, *more]))
+
+
+def _allocate(model: nn.Module, device: torch.device, dtype: torch.dtype) -> Parameters:
+    """Replace every parameter by an empty one of its shape; one new object for each old one."""
+    places = [
+        (module, name)
+        for module in model.modules()
+        for name, _ in module.named_parameters(recurse=False, remove_duplicate=False)
+    ]
+    fresh: dict[nn.Parameter, nn.Parameter] = {}
+    for module, name in places:
+        old = getattr(module, name)
+        if old not in fresh:
+            fresh[old] = _empty(old, device, dtype)
+        setattr(module, name, fresh[old])
+    return dict(model.named_parameters(remove_duplicate=False))
+
+
+def _empty(like: nn.Parameter, device: torch.device, dtype: torch.dtype) -> nn.Parameter:
+    try:
+        return nn.Parameter(torch.empty(like.shape, dtype=dtype, device=device), requires_grad=False)
+    except RuntimeError as error:  # torch's only error for memory it does not get
+        size = like.numel() * dtype.itemsize
+        raise ModelLoadError(f"{device}: no {size:,} bytes for a parameter {list(like.shape)}: {error}") from error

@@ -1,0 +1,40 @@
+"""What every test shares: no network, one compile cache for the whole run, GPU tests only where there is a GPU."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import shutil
+import tempfile
+
+import pytest
+
+# Set before anything imports huggingface_hub or torch; subprocesses inherit them.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+if "TORCHINDUCTOR_CACHE_DIR" not in os.environ:  # give one to keep compiled code from run to run
+    _compile_cache = tempfile.mkdtemp(prefix="ostinato-tests-")
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = _compile_cache
+    atexit.register(shutil.rmtree, _compile_cache, ignore_errors=True)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Let Hypothesis take its time: an example may be the one that imports torch."""
+    try:
+        import hypothesis
+    except ModuleNotFoundError:  # a GPU machine without network has no Hypothesis: its tests fail to import, others run
+        return
+    hypothesis.settings.register_profile("ostinato", parent=hypothesis.settings.default, deadline=None)
+    hypothesis.settings.load_profile("ostinato")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip tests marked ``gpu`` where torch sees no CUDA device."""
+    marked = [item for item in items if item.get_closest_marker("gpu")]
+    if not marked:
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        for item in marked:
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))

@@ -1,0 +1,175 @@
+"""SamplingParams: everything accepted is valid and plain Python; everything else is a ParamError with the numbers."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import pickle
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ostinato.layers.errors import ParamError
+from ostinato.sampling_params import SamplingParams
+
+
+def test_defaults() -> None:
+    params = SamplingParams()
+    assert dataclasses.asdict(params) == {
+        "temperature": 1.0,
+        "top_k": 0,
+        "top_p": 1.0,
+        "min_p": 0.0,
+        "seed": None,
+        "max_tokens": 64,
+        "min_tokens": 0,
+        "stop": (),
+        "stop_token_ids": (),
+        "ignore_eos": False,
+        "cache_salt": None,
+        "enable_prefix_caching": True,
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "stored"),
+    [
+        ("temperature", 0, 0.0),
+        ("temperature", 1e-6, 1e-6),
+        ("temperature", 1e6, 1e6),
+        ("temperature", np.float32(0.5), 0.5),
+        ("top_k", -1, 0),
+        ("top_k", 0, 0),
+        ("top_k", np.int64(40), 40),
+        ("top_p", 1, 1.0),
+        ("top_p", np.float64(0.9), 0.9),
+        ("min_p", 0, 0.0),
+        ("min_p", 1, 1.0),
+        ("seed", None, None),
+        ("seed", -(2**63), -(2**63)),
+        ("seed", 2**64 - 1, 2**64 - 1),
+        ("seed", np.uint64(2**64 - 1), 2**64 - 1),
+        ("max_tokens", 1, 1),
+        ("max_tokens", 2**31 - 1, 2**31 - 1),
+        ("min_tokens", 64, 64),
+        ("stop", "\n", ("\n",)),
+        ("stop", ["a", "b"], ("a", "b")),
+        ("stop", ("s",) * 16, ("s",) * 16),
+        ("stop", "x" * 1000, ("x" * 1000,)),
+        ("stop_token_ids", [np.int32(7), 0], (7, 0)),
+        ("stop_token_ids", list(range(31)), tuple(range(31))),
+        ("ignore_eos", True, True),
+        ("cache_salt", "tenant é", "tenant é"),
+        ("enable_prefix_caching", False, False),
+    ],
+)
+def test_a_valid_value_is_stored_as_plain_python(name: str, value: Any, stored: Any) -> None:
+    got = getattr(SamplingParams(**{name: value}), name)
+    assert got == stored
+    assert type(got) is type(stored)
+    if isinstance(got, tuple):
+        assert all(type(item) in (int, str) for item in got)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("temperature", -0.1, "temperature must be 0 (greedy) or from 1e-06 to 1e+06, got -0.1"),
+        ("temperature", 1e-7, "got 1e-07"),
+        ("temperature", 1e7, "got 10000000.0"),
+        ("temperature", float("nan"), "temperature must be finite, got nan"),
+        ("temperature", float("inf"), "temperature must be finite, got inf"),
+        ("temperature", 10**400, "temperature must be finite"),
+        ("temperature", True, "temperature must be a number, got True (bool)"),
+        ("temperature", "1", "temperature must be a number, got '1' (str)"),
+        ("temperature", None, "temperature must be a number, got None"),
+        ("temperature", 1j, "temperature must be a number"),
+        ("top_k", -2, "top_k must be from -1 to 2147483647, got -2"),
+        ("top_k", 2**31, "got 2147483648"),
+        ("top_k", 1.0, "top_k must be an integer, got 1.0 (float)"),
+        ("top_k", False, "top_k must be an integer, got False (bool)"),
+        ("top_k", np.bool_(True), "top_k must be an integer"),
+        ("top_p", 0, "top_p must be in (0, 1], got 0"),
+        ("top_p", 1.5, "top_p must be in (0, 1], got 1.5"),
+        ("top_p", np.float32("nan"), "top_p must be finite"),
+        ("min_p", -1e-9, "min_p must be in [0, 1], got -1e-09"),
+        ("min_p", 2, "min_p must be in [0, 1], got 2"),
+        ("seed", -(2**63) - 1, "seed must be from -9223372036854775808 to 18446744073709551615"),
+        ("seed", 2**64, "got 18446744073709551616"),
+        ("seed", 0.5, "seed must be an integer"),
+        ("max_tokens", 0, "max_tokens must be from 1 to 2147483647, got 0"),
+        ("min_tokens", -1, "min_tokens must be from 0"),
+        ("min_tokens", 65, "min_tokens is 65, above max_tokens, which is 64"),
+        ("stop", "", "stop must be a string of 1 to 1,000 characters, got ''"),
+        ("stop", "x" * 1001, "stop must be a string of 1 to 1,000 characters"),
+        ("stop", ["s"] * 17, "stop may have 16 items, got 17"),
+        ("stop", ["a", 1], "stop must be a string of 1 to 1,000 characters, got 1 (int)"),
+        ("stop", b"a", "stop must be a list or a tuple"),
+        ("stop", {"a"}, "stop must be a list or a tuple"),
+        ("stop", None, "stop must be a list or a tuple, got None"),
+        ("stop_token_ids", 5, "stop_token_ids must be a list or a tuple, got 5"),
+        ("stop_token_ids", [-1], "stop_token_ids must be from 0 to 2147483647, got -1"),
+        ("stop_token_ids", [True], "stop_token_ids must be an integer, got True"),
+        ("stop_token_ids", [0] * 32, "stop_token_ids may have 31 items, got 32"),
+        ("ignore_eos", 1, "ignore_eos must be True or False, got 1 (int)"),
+        ("cache_salt", "", "cache_salt must be a string of 1 to 1,000 characters"),
+        ("cache_salt", "\ud800", "cache_salt must be encodable as UTF-8"),
+        ("cache_salt", b"salt", "cache_salt must be a string"),
+        ("enable_prefix_caching", None, "enable_prefix_caching must be True or False"),
+    ],
+)
+def test_an_invalid_value_is_named_with_its_numbers(name: str, value: Any, message: str) -> None:
+    with pytest.raises(ParamError) as caught:
+        SamplingParams(**{name: value})
+    assert message in str(caught.value)
+    assert len(str(caught.value)) < 250
+
+
+def test_a_value_that_cannot_be_printed_is_still_a_param_error() -> None:
+    with pytest.raises(ParamError, match="max_tokens must be from 1 to 2147483647, got a value that cannot be printed"):
+        SamplingParams(max_tokens=10**5000)
+
+
+def test_an_unknown_name_suggests_the_nearest() -> None:
+    with pytest.raises(ParamError, match=r"no parameter 'temprature'; did you mean 'temperature'\?"):
+        SamplingParams(temprature=1.0)  # type: ignore[arg-type]
+    with pytest.raises(ParamError, match="no parameter 'zzz'; known are temperature, top_k, "):
+        SamplingParams(zzz=1)  # type: ignore[arg-type]
+
+
+def test_positional_arguments_are_refused() -> None:
+    with pytest.raises(TypeError):
+        SamplingParams(0.7)  # type: ignore[misc]
+
+
+def test_it_is_frozen_hashable_and_copyable() -> None:
+    params = SamplingParams(temperature=0.5, stop=["a"], stop_token_ids=[3])
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        params.temperature = 1.0  # type: ignore[misc]
+    assert params == SamplingParams(temperature=0.5, stop="a", stop_token_ids=(3,))
+    assert len({params, copy.deepcopy(params), pickle.loads(pickle.dumps(params))}) == 1
+    assert dataclasses.replace(params, temperature=0).greedy
+    assert not params.greedy
+
+
+def test_zero_temperature_is_greedy_also_when_negative_zero() -> None:
+    assert SamplingParams(temperature=-0.0).greedy
+    assert str(SamplingParams(temperature=-0.0).temperature) == "0.0"
+
+
+numbers = st.integers() | st.floats() | st.booleans() | st.fractions() | st.complex_numbers()
+anything = numbers | st.none() | st.text(max_size=3) | st.binary(max_size=3) | st.lists(numbers | st.text(), max_size=3)
+names = st.sampled_from([field.name for field in dataclasses.fields(SamplingParams)]) | st.text(max_size=8)
+
+
+@settings(max_examples=300)
+@given(st.dictionaries(names, anything, max_size=4))
+def test_fuzz_the_only_error_is_param_error(options: dict[str, Any]) -> None:
+    try:
+        params = SamplingParams(**options)
+    except ParamError:
+        return
+    assert params == SamplingParams(**dataclasses.asdict(params))  # what was accepted is accepted again, unchanged
