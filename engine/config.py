@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 EXECUTIONS = ("graph", "compile", "eager", "emulate")
 DTYPES = ("auto", "bfloat16", "float16", "float32")
-_UNITS = {"": 1, "B": 1} | {f"{p}{i}B": (1024 if i else 1000) ** n for n, p in enumerate("KMGT", 1) for i in ("i", "")}
+_UNITS = {"": 1, "b": 1} | {f"{p}{i}b": (1024 if i else 1000) ** n for n, p in enumerate("kmgt", 1) for i in ("i", "")}
 
 
 @dataclass(frozen=True, init=False)
@@ -156,7 +156,7 @@ def _bytes_or_none(name: str, value: object) -> int | None:
     number: Any = value
     if isinstance(value, str):
         match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", value)
-        unit = None if match is None else _UNITS.get(match[2][:1].upper() + match[2][1:])
+        unit = None if match is None else _UNITS.get(match[2].lower())
         if match is None or unit is None:
             raise ConfigError(f"{name}: expected bytes, as an integer or like '2GiB' or '500MB', got {value!r}")
         number = int(float(match[1]) * unit)

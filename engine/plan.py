@@ -19,7 +19,7 @@ from ostinato.models.registry import family_for
 from ostinato.models.spec import ModelSpec
 
 MIN_TABLE_WIDTH = 3
-"""Cells of a block table at least: a symbolic width must exceed 1, and differ from the row count it is compiled with."""
+"""Cells of a block table at least: what ``step_pieces`` compiles a symbolic width with."""
 
 
 @dataclass(frozen=True)

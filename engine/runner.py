@@ -21,10 +21,10 @@ from ostinato.layers.errors import EngineDead
 from ostinato.models.decode_step import Sampling, StepModel, rope_of
 from ostinato.models.decoder import Decoder
 from ostinato.models.kv_cache import KVCache, allocate_kv_cache, zero_null_block
-from ostinato.plan import MIN_TABLE_WIDTH, Plan
+from ostinato.plan import Plan
 from ostinato.step import Step
 from ostinato.step_buffers import StepBuffers
-from ostinato.step_pieces import StepPieces
+from ostinato.step_pieces import HINT_ROWS, HINT_WIDTH, MIN_BLOCKS, StepPieces
 
 Progress = Callable[[str], None]
 """Told what start-up is doing now."""
@@ -46,8 +46,9 @@ class ModelRunner:
             plan.device,
             fixed_width=self.backend in ("cuda", "emulated"),
         )
+        num_blocks = max(plan.num_blocks, MIN_BLOCKS)
         with self._neutral():
-            kv_cache = allocate_kv_cache(plan.spec, plan.num_blocks, config.block_size, plan.dtype, plan.device)
+            kv_cache = allocate_kv_cache(plan.spec, num_blocks, config.block_size, plan.dtype, plan.device)
             rope = rope_of(decoder, plan.max_model_len, plan.device)
         self.pieces = StepPieces(decoder, compiled=self.backend in ("cuda", "host", "compile"))
         self.graphs: GraphSet[Sampling] | None = None
@@ -76,18 +77,22 @@ class ModelRunner:
         """Compile every piece for every class of shapes, then capture every graph; afterwards nothing is compiled."""
         with self._neutral():
             if self.pieces.compiled:
-                for rows in range(1, min(2, self.plan.config.max_num_seqs) + 1):
-                    for sampling in Sampling:
-                        progress(f"compiling decode, batch {'1' if rows == 1 else '2 and up'}, {sampling.value}")
-                        self._decode(rows, sampling, MIN_TABLE_WIDTH)
-                progress("compiling prompts")
-                self._mixed(tokens=2, width=MIN_TABLE_WIDTH, samples=0, sampling=Sampling.GREEDY)
+                self._compile(progress)
             if self.graphs is not None:
                 progress(f"capturing {len(self.graphs.sizes)} batch sizes")
                 self.graphs.capture_all(Sampling, self._step_of)
             zero_null_block(self.kv_cache)
         self._warm_compiles = self.pieces.compiles
         self._warm_captures = self.graphs.captures if self.graphs else 0
+
+    def _compile(self, progress: Progress) -> None:
+        """Run every piece once per class of shapes, on padding."""
+        for rows in (1, HINT_ROWS)[: self.plan.config.max_num_seqs]:
+            for sampling in Sampling:
+                progress(f"compiling decode, batch {'1' if rows == 1 else '2 and up'}, {sampling.value}")
+                self._decode(rows, sampling, HINT_WIDTH)
+        progress("compiling prompts")
+        self._mixed(HINT_ROWS, HINT_WIDTH, samples=0, sampling=Sampling.GREEDY)
 
     def execute(self, step: Step) -> list[int]:
         """Run ``step``; the sampled token of each of its ``sample_rows``, -1 where logits were not finite."""

@@ -2,7 +2,9 @@
 
 Three classes. *single*: one row, static, in the form that reads weights at memory bandwidth on a CPU. *rows*: two rows
 or more, their number symbolic. *tokens*: a mixed step's tokens, two or more, their number symbolic. The width of the
-block table is symbolic in all. Layers of one kind share one compiled form. Knows which dimension of which argument
+block table and the number of KV blocks are symbolic in all, so neither a longer context nor another cache size compiles
+anew. Sizes that are symbolic in one call must differ in the call that compiles it (equal ones would be taken for one):
+``HINT_ROWS``, ``HINT_WIDTH`` and at least ``MIN_BLOCKS`` blocks. Layers of one kind share one compiled form. Knows which dimension of which argument
 varies; compiles nothing by itself: the first call of a piece does.
 """
 
@@ -18,6 +20,8 @@ from ostinato.layers.attention.metadata import AttentionMetadata
 from ostinato.models import decode_step
 from ostinato.models.decode_step import Pieces, eager_pieces
 from ostinato.models.decoder import Block, Decoder
+
+HINT_ROWS, HINT_WIDTH, MIN_BLOCKS = 2, 3, 8
 
 Dims = Iterable[tuple[Tensor, int]]
 
@@ -35,16 +39,17 @@ def _first_dims(*args: object) -> Dims:
             yield from _first_dims(*arg)
 
 
-def _width_of_meta(block: Block, x: Tensor, k_cache: Tensor, v_cache: Tensor, meta: AttentionMetadata) -> Dims:
-    return [(meta.block_table, 1)]
+def _pages(block: Block, x: Tensor, k_cache: Tensor, v_cache: Tensor, meta: AttentionMetadata) -> Dims:
+    """What varies between engines (blocks) and between steps (width of the table), whatever the rows."""
+    return [(k_cache, 0), (v_cache, 0), (meta.block_table, 1)]
 
 
-def _rows_of_meta(block: Block, x: Tensor, k_cache: Tensor, v_cache: Tensor, meta: AttentionMetadata) -> Dims:
-    return [(meta.block_table, 1), *_first_dims(x, *meta)]
+def _pages_and_rows(block: Block, x: Tensor, k_cache: Tensor, v_cache: Tensor, meta: AttentionMetadata) -> Dims:
+    return [*_pages(block, x, k_cache, v_cache, meta), *_first_dims(x, *meta)]
 
 
-def _tokens_of_meta(block: Block, x: Tensor, k_cache: Tensor, v_cache: Tensor, meta: AttentionMetadata) -> Dims:
-    return [(meta.block_table, 1), *_first_dims(x, meta.slot_mapping, meta.cos, meta.sin)]
+def _pages_and_tokens(block: Block, x: Tensor, k_cache: Tensor, v_cache: Tensor, meta: AttentionMetadata) -> Dims:
+    return [*_pages(block, x, k_cache, v_cache, meta), *_first_dims(x, meta.slot_mapping, meta.cos, meta.sin)]
 
 
 class StepPieces:
@@ -54,9 +59,9 @@ class StepPieces:
         self.compiled = compiled
         self._compiled: list[CompiledPiece] = []
         if compiled:
-            self._single = self._make(decoder, _width_of_meta, _none)
-            self._rows = self._make(decoder, _rows_of_meta, _first_dims)
-            self.for_tokens = Pieces(layers=self._layers(decoder, _tokens_of_meta))
+            self._single = self._make(decoder, _pages, _none)
+            self._rows = self._make(decoder, _pages_and_rows, _first_dims)
+            self.for_tokens = Pieces(layers=self._layers(decoder, _pages_and_tokens))
         else:
             self._single = self._rows = self.for_tokens = eager_pieces(decoder)
 
@@ -74,7 +79,6 @@ class StepPieces:
         return Pieces(
             layers=self._layers(decoder, meta),
             head=self._piece(decode_step.head, rows),
-            temper=self._piece(sampler.temper, rows),
             narrow=self._piece(sampler.narrow, rows),
             draw=self._piece(sampler.draw, rows),
         )

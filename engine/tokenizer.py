@@ -48,7 +48,10 @@ class Tokenizer:
             text.encode()
         except UnicodeEncodeError as error:
             raise ParamError(f"the text holds half of a surrogate pair at character {error.start:,}") from error
-        return self._core.encode(text, add_special_tokens=add_special_tokens).ids
+        try:
+            return self._core.encode(text, add_special_tokens=add_special_tokens).ids
+        except Exception as error:  # a vocabulary without a token for the unknown
+            raise ParamError(f"the checkpoint's tokenizer cannot encode the text: {error}") from error
 
     def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """Return the text of ids; those that are no tokens have none, invalid UTF-8 becomes U+FFFD."""
@@ -87,7 +90,9 @@ class Tokenizer:
 def _read_fast(path: Path) -> tokenizers.Tokenizer:
     try:
         return tokenizers.Tokenizer.from_file(str(path))
-    except Exception as error:  # tokenizers raises bare Exceptions
+    except BaseException as error:  # tokenizers raises bare Exceptions, and its panics are not even that
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
         raise ModelLoadError(f"{path} is not a readable tokenizer: {error}") from error
 
 

@@ -17,6 +17,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from ostinato.layers.errors import CaptureError
+
 
 @dataclass(frozen=True)
 class RecordedCall:
@@ -31,6 +33,9 @@ class RecordedCall:
         """Call again and bring the results to the recorded outputs; in-place results are there already."""
         results = [leaf for leaf in tree_leaves(self.op(*self.args, **self.kwargs)) if isinstance(leaf, Tensor)]
         for recorded, result in zip(self.outputs, results, strict=True):
+            if recorded.shape != result.shape:  # copy_ would broadcast, and hide it
+                shapes = f"{list(recorded.shape)} at capture, {list(result.shape)} at replay"
+                raise CaptureError(f"{self.op} gave {shapes}: its shape depends on the data")
             if recorded is not result:
                 recorded.copy_(result)
 

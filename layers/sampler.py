@@ -47,64 +47,76 @@ def sample_greedy(logits: Tensor) -> Tensor:
     return torch.where(best.isfinite(), tokens, FAILED)
 
 
-def temper(logits: Tensor, inputs: SamplingInputs) -> Tensor:
-    """Scores ``[rows, vocab] float32``: blocked, divided by the temperature, shifted so that the likeliest is 0.
+class Tempered(NamedTuple):
+    """What the passes over the vocabulary share, ``[rows, vocab] float32`` each.
 
-    ``exp(score)`` is a token's likelihood relative to the likeliest. A row with NaN or +inf becomes NaN.
+    The exponential is taken once: two compiled forms of it differ in the last bit, and a threshold that one pass finds
+    must mean the same tokens to the next.
     """
+
+    scores: Tensor
+    """0 for the likeliest token; NaN in a row with NaN or +inf."""
+    likelihood: Tensor
+    """``exp(scores)``: relative to the likeliest."""
+
+
+def temper(logits: Tensor, inputs: SamplingInputs) -> Tempered:
+    """``logits [rows, vocab]`` blocked, divided by the temperature, and shifted so that the likeliest is 0."""
     scores = logits.float().scatter_add(1, inputs.blocked_ids, inputs.blocked)
     scores = scores / torch.where(inputs.temperature == 0, 1.0, inputs.temperature)[:, None]
-    return scores - scores.amax(-1, keepdim=True)
+    scores = scores - scores.amax(-1, keepdim=True)
+    return Tempered(scores, scores.exp())
 
 
 Narrow = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
-def likelihood_floor(scores: Tensor, inputs: SamplingInputs, narrow: Narrow) -> Tensor:
-    """The least likelihood ``[rows]`` that top-k, then top-p over what top-k left, let through; exact, without a sort.
+def likelihood_floor(likelihood: Tensor, inputs: SamplingInputs, narrow: Narrow) -> Tensor:
+    """The least of ``likelihood [rows, vocab]`` that top-k, then top-p over what top-k left, let through: ``[rows]``.
 
-    ``narrow`` is that of this module, or a compiled form of it.
+    Exact, without a sort. ``narrow`` is that of this module, or a compiled form of it.
     """
-    device = scores.device
+    device = likelihood.device
     by_mass = torch.zeros((), dtype=torch.bool, device=device), torch.ones((), dtype=torch.bool, device=device)
     shifts = [torch.full((), 1 << shift, dtype=torch.int32, device=device) for shift in range(27, -1, -3)]
 
     def search(target: Tensor, kind: Tensor) -> Tensor:
         bits = torch.zeros_like(target, dtype=torch.int32)
         for shift in shifts:
-            bits = narrow(scores, target, bits, shift, kind)
+            bits = narrow(likelihood, target, bits, shift, kind)
         return bits
 
     by_rank = search(inputs.top_k, by_mass[0])
-    nucleus = search(_kept_mass(scores, by_rank) * inputs.top_p, by_mass[1])
-    return torch.maximum(by_rank, torch.where(inputs.top_p < 1, nucleus, 0)).view(torch.float32)
+    nucleus = search(_kept_mass(likelihood, by_rank) * inputs.top_p, by_mass[1])
+    floor = torch.maximum(by_rank, torch.where(inputs.top_p < 1, nucleus, 0)).view(torch.float32)
+    return floor.clamp_max(1.0)  # the likeliest stays, even where its mass times top_p underflows to 0
 
 
-def narrow(scores: Tensor, target: Tensor, bits: Tensor, shift: Tensor, by_mass: Tensor) -> Tensor:
+def narrow(likelihood: Tensor, target: Tensor, bits: Tensor, shift: Tensor, by_mass: Tensor) -> Tensor:
     """One digit of the search for the largest likelihood t whose upper set {likelihood >= t} reaches ``target``.
 
     What is summed over the set is 1 per token, or its likelihood where ``by_mass`` (0-dim bool). Positive floats order
     like their bit patterns, so t is found exactly, three bits a pass: ``bits [rows] int32`` holds the digits decided so
     far, ``shift`` (0-dim int32) is the place value of this one.
     """
-    likelihood = scores.exp()[:, None, :]
-    digits = torch.arange(1, 8, dtype=torch.int32, device=scores.device)
+    likelihood = likelihood[:, None, :]
+    digits = torch.arange(1, 8, dtype=torch.int32, device=likelihood.device)
     trial = (bits[:, None] + digits * shift).view(torch.float32)
     counted = torch.where(by_mass, likelihood, 1.0)
     reached = torch.where(likelihood >= trial[:, :, None], counted, 0.0).sum(-1)  # [rows, 7]
     return bits + (reached >= target[:, None]).sum(-1).to(torch.int32) * shift
 
 
-def _kept_mass(scores: Tensor, floor_bits: Tensor) -> Tensor:
+def _kept_mass(likelihood: Tensor, floor_bits: Tensor) -> Tensor:
     """The likelihood that lies at or above ``floor_bits``, summed: ``[rows] float32``."""
-    likelihood = scores.exp()
-    return likelihood.masked_fill_(likelihood < floor_bits.view(torch.float32)[:, None], 0.0).sum(-1)
+    return likelihood.masked_fill(likelihood < floor_bits.view(torch.float32)[:, None], 0.0).sum(-1)
 
 
-def draw(scores: Tensor, floor: Tensor, inputs: SamplingInputs) -> Tensor:
+def draw(tempered: Tempered, floor: Tensor, inputs: SamplingInputs) -> Tensor:
     """One token per row, greedy and sampled rows mixed: ``[rows] int64``. ``floor [rows]`` is the least likelihood kept."""
+    scores, likelihood = tempered
     sampled = (inputs.temperature > 0)[:, None]
-    kept = (scores.exp() >= torch.maximum(floor, inputs.min_p)[:, None]) | ~sampled
+    kept = (likelihood >= torch.maximum(floor, inputs.min_p)[:, None]) | ~sampled
     noise = gumbel_noise(inputs.seed, inputs.position, scores.shape[1])
     drawn = scores + torch.where(sampled, noise, 0.0)
     tokens = torch.where(kept, drawn, float("-inf")).argmax(-1)

@@ -31,8 +31,8 @@ def resolve_model(model: str | Path, revision: str | None = None) -> Path:
 
 def _is_hub_id(model: str | Path) -> bool:
     """``ORG/NAME``, unless it can only be meant as a path: ``./x``, ``/x``, ``~/x``, or ORG is a folder here."""
-    if isinstance(model, Path) or model.startswith((".", "~", "/")) or model.count("/") != 1:
-        return False
+    if isinstance(model, Path) or model.startswith((".", "~", "/")) or model.count("/") != 1 or len(model) > 96:
+        return False  # the hub's names have at most 96 characters
     return not Path(model).parent.exists()
 
 

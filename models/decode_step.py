@@ -138,7 +138,7 @@ class Pieces:
     layers: Sequence[Callable[..., Tensor]]
     """``layer`` in this make, one per layer: layers of different kinds are compiled apart."""
     head: Callable[..., Tensor] = head
-    temper: Callable[..., Tensor] = sampler.temper
+    temper: Callable[..., sampler.Tempered] = sampler.temper
     narrow: Callable[..., Tensor] = sampler.narrow
     draw: Callable[..., Tensor] = sampler.draw
 
@@ -200,9 +200,9 @@ class StepModel:
         if sampling is Sampling.GREEDY:
             tokens = sampler.sample_greedy(logits)
         else:
-            scores = pieces.temper(logits, inputs)
+            tempered = sampler.temper(logits, inputs)
             floor = torch.zeros_like(inputs.min_p)
             if sampling is Sampling.FILTERED:
-                floor = sampler.likelihood_floor(scores, inputs, pieces.narrow)
-            tokens = pieces.draw(scores, floor, inputs)
+                floor = sampler.likelihood_floor(tempered.likelihood, inputs, pieces.narrow)
+            tokens = pieces.draw(tempered, floor, inputs)
         feed_back(self.state.last_token, self.state.out[: len(row_slot)], row_slot, tokens)

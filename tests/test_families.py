@@ -63,9 +63,18 @@ def test_spec_agrees_with_the_transformers_model(variant: str, tmp_path: Path) -
     assert spec.tie_word_embeddings is config.tie_word_embeddings
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_rotary_frequencies_equal_those_of_transformers(variant: str, tmp_path: Path) -> None:
-    rotary = build(variant, tmp_path).model.rotary_emb
+SCALINGS = [
+    {"beta_fast": 16.0, "beta_slow": 2.0, "truncate": False},
+    {"attention_factor": 1.5},
+    {"mscale": 2.0, "mscale_all_dim": 1.0},
+    {"mscale": 2.0},
+]
+
+
+@pytest.mark.parametrize(("variant", "settings"), [(v, {}) for v in VARIANTS] + [("llama_yarn", s) for s in SCALINGS])
+def test_rotary_frequencies_equal_those_of_transformers(variant: str, settings: dict[str, Any], tmp_path: Path) -> None:
+    rope_parameters = VARIANTS[variant][1]["rope_parameters"] | settings
+    rotary = build(variant, tmp_path, rope_parameters=rope_parameters).model.rotary_emb
     rope = rope_of(json.loads((tmp_path / "config.json").read_text()))
     torch.testing.assert_close(inverse_frequencies(rope), rotary.inv_freq, rtol=1e-6, atol=0)
     factor = rope.scaling.attention_factor if rope.scaling else 1.0

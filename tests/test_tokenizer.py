@@ -206,6 +206,21 @@ def test_a_broken_tokenizer_file_is_named(tmp_path: Path, content: bytes) -> Non
         Tokenizer.load(tmp_path)
 
 
+def test_a_file_that_makes_tokenizers_panic_is_named(tmp_path: Path) -> None:
+    state = json.loads(byte_level().to_str())
+    assert state["model"]["merges"]
+    state["model"]["continuing_subword_prefix"] = 16 * "#"
+    (tmp_path / "tokenizer.json").write_text(json.dumps(state))
+    with pytest.raises(ModelLoadError, match=r"tokenizer\.json is not a readable tokenizer"):
+        Tokenizer.load(tmp_path)
+
+
+def test_text_without_a_token_for_it_is_a_parameter_error() -> None:
+    core = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0}, unk_token="<unk>"))
+    with pytest.raises(ParamError, match="cannot encode the text"):
+        Tokenizer(core).encode("b")
+
+
 def test_a_mutated_tokenizer_file_loads_or_is_named(tmp_path: Path) -> None:
     whole = byte_level().to_str()
     for cut in range(0, len(whole), len(whole) // 40):

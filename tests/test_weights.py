@@ -153,22 +153,34 @@ def test_the_callers_ambient_state_does_not_matter(tmp_path: Path) -> None:
     assert_same(decoder, fused(model.state_dict(), len(decoder.spec.layers)))
 
 
+def status(key: str) -> int:
+    """A figure of this process in bytes, from Linux."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(key))
+
+
 def test_peak_memory_is_the_parameters_and_a_small_buffer(tmp_path: Path) -> None:
-    if not Path("/proc/self/clear_refs").exists():
-        pytest.skip("needs Linux's /proc")
     build("llama2_mha", tmp_path, vocab_size=160_000, dtype="bfloat16")
     build("llama2_mha", tmp_path / "warm")
     load(tmp_path / "warm", torch.bfloat16)
-
-    def status(key: str) -> int:
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(key))
-
-    Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
+    except OSError:
+        pytest.skip("needs Linux's /proc/self/clear_refs")
     before = status("VmRSS")
     _, report = load(tmp_path, torch.bfloat16)
     assert report.parameter_bytes > 40e6
     assert status("VmHWM") - before < 1.05 * report.parameter_bytes
+
+
+@pytest.mark.gpu
+def test_a_gpu_gets_the_same_values(tmp_path: Path) -> None:
+    model = build("qwen3", tmp_path, dtype="bfloat16", max_shard_size="40KB")
+    decoder, config = meta_decoder(tmp_path), read_config(tmp_path)
+    load_weights(decoder, family_for(config), decoder.spec, tmp_path, "cuda", torch.bfloat16)
+    assert all(parameter.is_cuda for parameter in decoder.parameters())
+    assert decoder.lm_head.weight is decoder.embed.weight
+    assert_same(decoder.cpu(), fused(model.state_dict(), len(decoder.spec.layers)))
 
 
 # ------------------------------------------------------------------------------------------------- what does not
@@ -247,6 +259,35 @@ def test_a_truncated_shard_is_found_before_anything_is_allocated(sharded: Path) 
     message = refusal(sharded)
     assert f"{path.name}: " in message
     assert f"expected its bytes to end at {size:,}, got a file of {size - 5:,} (truncated)" in message
+
+
+def edit_header(path: Path, change: Callable[[str], str]) -> None:
+    """Change the JSON text of a header; the new text must not be longer."""
+    data = path.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    header = change(data[8 : 8 + length].decode()).encode()
+    path.write_bytes(data[:8] + header.ljust(length) + data[8 + length :])
+
+
+def test_tensors_that_share_bytes_are_found(single: Path) -> None:
+    def overlap(text: str) -> str:
+        header = json.loads(text)
+        header[K_PROJ]["data_offsets"] = header[K_PROJ.replace("k_proj", "v_proj")]["data_offsets"]
+        return json.dumps(header, separators=(",", ":"))
+
+    edit_header(single / SINGLE_FILE, overlap)
+    assert f"{SINGLE_FILE}: model.layers.1.self_attn.o_proj.weight: expected its bytes to begin at" in refusal(single)
+
+
+def test_a_name_that_comes_twice_in_one_file_is_found(single: Path) -> None:
+    edit_header(single / SINGLE_FILE, lambda text: text.replace(K_PROJ.replace("k_proj", "v_proj"), K_PROJ))
+    assert f"{SINGLE_FILE}: header: expected safetensors JSON, got: {K_PROJ} twice" in refusal(single)
+
+
+@pytest.mark.parametrize("change", ['"F32"', '"shape"', '"data_offsets"'])
+def test_a_header_entry_that_lacks_something_is_named(change: str, single: Path) -> None:
+    edit_header(single / SINGLE_FILE, lambda text: text.replace(change, "1" if change == '"F32"' else '"x"', 1))
+    assert "lm_head.weight: expected dtype, shape and data_offsets, got {" in refusal(single)
 
 
 def test_a_missing_shard_is_named(sharded: Path) -> None:

@@ -22,6 +22,7 @@ from ostinato.models.weights.source import open_source
 from ostinato.models.weights.stream import Parameters, Progress, fill
 
 PROBLEMS_SHOWN = 10
+LINE_SHOWN = 300  # characters: a broken header may hold a name of megabytes
 
 
 @dataclass(frozen=True)
@@ -74,9 +75,10 @@ def load_weights(
 def _raise_problems(folder: Path, problems: tuple[str, ...]) -> None:
     if not problems:
         return
-    shown = problems[:PROBLEMS_SHOWN]
-    more = [f"... and {len(problems) - len(shown)} more"] if len(problems) > len(shown) else []
-    raise ModelLoadError(f"{folder}: the weights do not fit ({len(problems)} found):\n  " + "\n  ".join([*shown, *more]))
+    lines = [line if len(line) <= LINE_SHOWN else line[:LINE_SHOWN] + "..." for line in problems[:PROBLEMS_SHOWN]]
+    if len(problems) > len(lines):
+        lines.append(f"... and {len(problems) - len(lines)} more")
+    raise ModelLoadError(f"{folder}: the weights do not fit ({len(problems)} found):\n  " + "\n  ".join(lines))
 
 
 def _allocate(model: nn.Module, device: torch.device, dtype: torch.dtype) -> Parameters:

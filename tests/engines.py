@@ -1,0 +1,96 @@
+"""What tests of whole engines share: tiny checkpoints, the reference's tokens, and a look inside a running engine."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import random
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from tiny_checkpoints import build
+from torch import Tensor
+
+from ostinato import LLM, SamplingParams
+
+GREEDY = SamplingParams(temperature=0, max_tokens=24)
+
+
+@functools.cache
+def checkpoint(variant: str) -> tuple[Path, Any]:
+    """A folder with the variant's checkpoint, and the transformers model that wrote it; once per process."""
+    folder = Path(tempfile.mkdtemp(prefix=f"ostinato-{variant}-"))
+    return folder, build(variant, folder)
+
+
+def engine(variant: str, **options: Any) -> LLM:
+    """A small engine over a variant's checkpoint, in fp32 and eager unless told otherwise."""
+    settings = {"device": "cpu", "execution": "eager", "max_num_seqs": 4, "max_model_len": 128, "block_size": 4}
+    return LLM(checkpoint(variant)[0], **(settings | options))
+
+
+def prompts(count: int, *, seed: int = 0, longest: int = 30) -> list[list[int]]:
+    """Random prompts of different lengths; the first has one token."""
+    draw = random.Random(seed)
+    lengths = [1, *(draw.randint(2, longest) for _ in range(count - 1))]
+    return [[draw.randrange(112) for _ in range(length)] for length in lengths]
+
+
+def reference_tokens(variant: str, prompt: Sequence[int], count: int) -> list[int]:
+    """What transformers generates, greedily: a plain loop over its whole forward pass."""
+    return list(_reference(variant, tuple(prompt), count))
+
+
+@functools.cache
+def _reference(variant: str, prompt: tuple[int, ...], count: int) -> tuple[int, ...]:
+    model = checkpoint(variant)[1]
+    ids = torch.tensor([prompt])
+    with torch.no_grad():  # the mask is given: transformers would take token 0 for padding
+        out = model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=count, pad_token_id=0)
+    return tuple(out[0, len(prompt) :].tolist())
+
+
+def reference_logits(variant: str, tokens: Sequence[int]) -> Tensor:
+    """The reference's logits after each token: ``[tokens, vocab_size]``."""
+    with torch.no_grad():
+        logits: Tensor = checkpoint(variant)[1](torch.tensor([list(tokens)]), use_cache=False).logits[0]
+    return logits
+
+
+def token_ids(outputs: Sequence[Any]) -> list[list[int]]:
+    """The generated tokens of each output."""
+    return [output.outputs[0].token_ids for output in outputs]
+
+
+def checked(llm: LLM) -> LLM:
+    """The engine, with every invariant of its scheduler and block pool checked after each step."""
+    step = llm._step
+
+    def step_and_check() -> None:
+        step()
+        llm._scheduler.check()
+
+    llm._step = step_and_check  # type: ignore[method-assign]
+    return llm
+
+
+@contextmanager
+def recorded_logits(llm: LLM) -> Iterator[list[Tensor]]:
+    """The logits of every row that sampled, one tensor per step; for engines that run uncompiled and without graphs."""
+    seen: list[Tensor] = []
+    pieces = llm._runner.pieces
+    kept = pieces._single
+
+    def head(*args: Any) -> Tensor:
+        seen.append(kept.head(*args).clone())
+        return seen[-1]
+
+    pieces._single = pieces._rows = dataclasses.replace(kept, head=head)
+    try:
+        yield seen
+    finally:
+        pieces._single = pieces._rows = kept
