@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 TORCH_INDEX ?=
 PYTEST_ARGS ?=
+BENCH_ARGS ?=
 
 BIN := $(VENV)/bin
 VERSION_OF = $(1) -c 'import sys; print("%d.%d" % sys.version_info[:2])'
@@ -31,7 +32,7 @@ help:
 	@echo 'make format     let ruff rewrite the code'
 	@echo 'make wheel      dist/ostinato-*.whl'
 	@echo 'make gpu-check  the tests that need a CUDA device; fails where there is none'
-	@echo 'make bench      the benchmarks               PYTEST_ARGS="-k decode"'
+	@echo 'make bench      the benchmarks               BENCH_ARGS="--only decode"'
 	@echo 'make clean      remove $(VENV), builds and caches'
 	@echo
 	@echo 'Each of them first installs what it needs into $(VENV), torch included. Variables:'
@@ -52,8 +53,9 @@ $(STAMP):
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt --editable '.[test,perf]'
 	touch $@
 
+# Uncompiled, so that it starts at once; without --execution it compiles first, which takes a while the first time.
 demo: setup
-	$(BIN)/ostinato generate demo "def read_lines(path):"
+	$(BIN)/ostinato generate demo "def read_lines(path):" --execution eager --seed 1 --temperature 0.6 --max-tokens 120
 
 test: setup
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
@@ -84,7 +86,7 @@ gpu-check:
 	@PYTHON="$(PYTHON)" VENV_PYTHON="$(BIN)/python" tests/gpu_check
 
 bench: setup
-	$(BIN)/python -m pytest --pyargs ostinato.perf $(PYTEST_ARGS)
+	$(BIN)/python -m ostinato.perf $(BENCH_ARGS)
 
 clean:
 	[ ! -f $(VENV)/pyvenv.cfg ] || rm -rf $(VENV)

@@ -173,7 +173,7 @@ def _open(model: str, engine: Given, stats: bool) -> Iterator[LLM]:
     """An engine for the time of the command."""
     from ostinato import LLM
 
-    with LLM(model, **engine) as llm:
+    with LLM(model, **({"max_num_seqs": 1} | engine)) as llm:  # one request at a time: nothing to compile for more
         yield llm
         if stats:
             print(llm.stats(), file=sys.stderr)

@@ -29,7 +29,7 @@ class EngineConfig:
 
     model: a folder, a hub id (``ORG/NAME``), or ``"demo"``; revision: a branch, tag or commit of a hub id.
     device: ``"auto"`` (a GPU if there is one), ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
-    dtype: ``"auto"`` (the checkpoint's own), ``"bfloat16"``, ``"float16"``, ``"float32"``; a ``torch.dtype`` is taken too.
+    dtype: ``"auto"`` (the checkpoint's own), ``"bfloat16"``, ``"float16"``, ``"float32"``, or a ``torch.dtype``.
     max_num_seqs: requests that run at once. max_num_batched_tokens: tokens of one step, prompts' and decodes' together.
     max_model_len: tokens of one request, prompt and output; None takes the checkpoint's, as far as memory goes.
     block_size: tokens of one KV block. kv_cache_memory: bytes (an int, or ``"2GiB"``); None is the smaller of what

@@ -7,8 +7,11 @@ caller's turn advances every running request, so streams and batches of several 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import os
 import threading
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any
@@ -20,6 +23,7 @@ from ostinato.block_pool import BlockPool
 from ostinato.config import EngineConfig
 from ostinato.generation_defaults import GenerationDefaults
 from ostinato.graphs.ambient import neutral_state
+from ostinato.graphs.compiled import toolchain_prepared
 from ostinato.layers.errors import EngineDead, OstinatoError, ParamError
 from ostinato.models.checkpoint import eos_token_ids, read_config, read_generation_config
 from ostinato.models.decoder import Decoder
@@ -48,22 +52,26 @@ class LLM:
     seconds each part of making it took. Methods may be called from any thread; they take turns.
     """
 
-    def __init__(self, model: str, **options: Any) -> None:
+    def __init__(self, model: str | os.PathLike[str], **options: Any) -> None:
         """Resolve, load and warm up. ``ConfigError`` and ``ModelLoadError`` come before memory is taken."""
         self._lock = threading.RLock()
         self._dead: BaseException | str | None = None
         self._submitted = 0
         self._processors: dict[int, OutputProcessor] = {}
-        with StartupProgress() as progress:
+        self._dropped: deque[Request] = deque()  # of streams that nobody holds any more; ended before the next step
+        with contextlib.ExitStack() as startup:
+            progress = startup.enter_context(StartupProgress())
             progress("reading the checkpoint")
             self.plan: Plan = EngineConfig(model, **options).resolve()
             folder, config = self.plan.folder, self.plan.config
+            if self.plan.compiles and self.plan.device.type == "cpu":
+                startup.enter_context(toolchain_prepared())
             raw, generation = read_config(folder), read_generation_config(folder)
             self.default_sampling_params = GenerationDefaults.from_json(generation)
             self._eos = eos_token_ids(raw, generation)
             self.tokenizer: Tokenizer | None = Tokenizer.load(folder)
             decoder = _load(self.plan, raw, progress)
-            progress("allocating the KV cache")
+            progress("starting the compiler" if self.plan.compiles else "allocating the KV cache")
             self._runner = ModelRunner(self.plan, decoder)
             self._runner.warm_up(progress)
         self.startup = progress.seconds
@@ -119,6 +127,7 @@ class LLM:
         """The counters now."""
         with self._lock:
             self._check_alive()
+            self._end_dropped()
             return self._stats()
 
     def reset_prefix_cache(self) -> None:
@@ -141,7 +150,9 @@ class LLM:
         """The engine itself."""
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         """``close()``."""
         self.close()
 
@@ -172,14 +183,18 @@ class LLM:
             drawn = hashlib.blake2b(f"{self.plan.config.seed}:{number}".encode(), digest_size=8)
             seed = int.from_bytes(drawn.digest(), "little")
         request = Request(number, token_ids, params, seed % (1 << 64), self._eos)
-        self._check_stop_ids(request)
+        self._check_stops(request)
         return request
 
-    def _check_stop_ids(self, request: Request) -> None:
+    def _check_stops(self, request: Request) -> None:
         vocab_size = self.plan.spec.vocab_size
+        if request.params.stop and self.tokenizer is None:
+            raise ParamError("stop: this checkpoint has no tokenizer, so there is no text to look in")
         for token in request.params.stop_token_ids:
             if token >= vocab_size:
-                raise ParamError(f"stop_token_ids: {token} is no token; the model's vocabulary is 0 to {vocab_size - 1}")
+                raise ParamError(
+                    f"stop_token_ids: {token} is no token; the model's vocabulary is 0 to {vocab_size - 1}"
+                )
         held_back = len(stop_ids(request))
         if request.params.min_tokens and held_back > MAX_BLOCKED_IDS:
             raise ParamError(f"min_tokens: can hold back {MAX_BLOCKED_IDS} stop ids, the request has {held_back}")
@@ -193,20 +208,24 @@ class LLM:
     # Running.
 
     def _run(self, requests: Sequence[Request], use_tqdm: bool) -> list[RequestOutput]:
-        with tqdm(total=len(requests), disable=not use_tqdm, desc="generating", unit="request") as bar:
-            while True:
-                done = sum(request.status is RequestStatus.FINISHED for request in requests)
-                bar.update(done - bar.n)
-                if done == len(requests):
-                    break
+        bar = tqdm(total=len(requests), desc="generating", unit="request") if use_tqdm else None
+        try:
+            while (done := sum(request.status is RequestStatus.FINISHED for request in requests)) < len(requests):
                 with self._lock:
                     self._check_alive()
                     self._step()
+                if bar is not None:
+                    bar.update(done - bar.n)
+        finally:
+            if bar is not None:
+                bar.update(sum(request.status is RequestStatus.FINISHED for request in requests) - bar.n)
+                bar.close()
         with self._lock:
             return [self._processors.pop(request.request_id).output() for request in requests]
 
     def _step(self) -> None:
         """One step of everything that runs. A fault in it ends the requests of that step and is raised."""
+        self._end_dropped()
         step = self._scheduler.next_step()
         if step is None:
             return
@@ -216,7 +235,9 @@ class LLM:
         except BaseException as error:
             self._recover(error)
             if isinstance(error, Exception):
-                fault = OstinatoError(f"a step of {len(step.requests)} requests failed: {type(error).__name__}: {error}")
+                fault = OstinatoError(
+                    f"a step of {len(step.requests)} requests failed: {type(error).__name__}: {error}"
+                )
                 fault.__cause__ = error
                 self._scheduler.fail(step, fault)
                 for request in step.requests:
@@ -259,8 +280,6 @@ class LLM:
                 self._step()
             if delta.finished:
                 del self._processors[request.request_id]
-                if request.error is not None:
-                    raise request.error
             return delta
 
     def _abort(self, requests: Sequence[Request]) -> None:
@@ -270,6 +289,10 @@ class LLM:
                 if hasattr(self, "_scheduler"):
                     self._scheduler.finish(request, "abort")
                 self._processors.pop(request.request_id, None)
+
+    def _end_dropped(self) -> None:
+        while self._dropped:
+            self._abort([self._dropped.popleft()])
 
     def _abort_all(self) -> None:
         for request in [*self._scheduler.running, *self._scheduler.waiting]:
@@ -312,7 +335,10 @@ class LLM:
 
 
 class TokenStream(Iterator[StreamDelta]):
-    """The deltas of one request, in order; the last has ``finished``. Close it, or drop it, to cancel the request."""
+    """The deltas of one request, in order; the last has ``finished``. Close it, or drop it, to cancel the request.
+
+    Where the request failed, its error is raised after the last delta.
+    """
 
     def __init__(self, llm: LLM, request: Request) -> None:
         self._llm: LLM | None = llm
@@ -321,10 +347,12 @@ class TokenStream(Iterator[StreamDelta]):
     def __next__(self) -> StreamDelta:
         """The next delta; runs steps until there is one."""
         delta = self._llm._next_delta(self._request) if self._llm is not None else None
-        if delta is None:
-            self._llm = None
-            raise StopIteration
-        return delta
+        if delta is not None:
+            return delta
+        ended, self._llm = self._llm, None
+        if ended is not None and self._request.error is not None:
+            raise self._request.error  # once, after the deltas that came before it
+        raise StopIteration
 
     def close(self) -> None:
         """Cancel the request if it has not ended. Again: no effect."""
@@ -341,8 +369,9 @@ class TokenStream(Iterator[StreamDelta]):
         self.close()
 
     def __del__(self) -> None:
-        """A stream that nobody holds cancels its request."""
-        self.close()
+        """A stream that nobody holds cancels its request: before the next step, for this may run in the midst of one."""
+        if self._llm is not None:
+            self._llm._dropped.append(self._request)
 
 
 def _load(plan: Plan, raw: Mapping[str, object], progress: StartupProgress) -> Decoder:

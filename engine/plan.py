@@ -24,7 +24,7 @@ MIN_TABLE_WIDTH = 3
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything resolved: types, sizes in tokens and blocks, memory in bytes, and why where it is not what was asked."""
+    """Everything resolved: types, sizes in tokens and blocks, memory in bytes; notes where it is not what was asked."""
 
     config: EngineConfig
     folder: Path
@@ -63,6 +63,11 @@ class Plan:
             return "cuda" if self.device.type == "cuda" else "host"
         return "emulated" if execution == "emulate" else execution
 
+    @property
+    def compiles(self) -> bool:
+        """Whether the step's pieces are compiled."""
+        return self.backend in ("cuda", "host", "compile")
+
     def rows(self) -> list[tuple[str, str]]:
         """The plan as (name, value) pairs, in reading order."""
         config, spec = self.config, self.spec
@@ -78,7 +83,10 @@ class Plan:
                 f"{len(spec.layers)} layers, hidden {spec.hidden_size:,}, {layer.num_heads} heads of {layer.head_dim}, "
                 f"{layer.num_kv_heads} KV heads, vocabulary {spec.vocab_size:,}",
             ),
-            ("weights", f"{spec.num_parameters:,} parameters, {format_bytes(self.weight_bytes)} in {_name(self.dtype)}"),
+            (
+                "weights",
+                f"{spec.num_parameters:,} parameters, {format_bytes(self.weight_bytes)} in {_name(self.dtype)}",
+            ),
             ("device", str(self.device) + (f", {self.num_threads} threads" if self.device.type == "cpu" else "")),
             ("execution", f"{config.execution} ({self.backend} backend)"),
             ("graphs", graphs),
@@ -146,7 +154,8 @@ def _asked_length(config: EngineConfig, spec: ModelSpec) -> int:
     longest = spec.max_position_embeddings
     if config.max_model_len is not None and config.max_model_len > longest:
         raise ConfigError(
-            f"max_model_len = {config.max_model_len:,} is more than the checkpoint's max_position_embeddings = {longest:,}"
+            f"max_model_len = {config.max_model_len:,} is more than the checkpoint's "
+            f"max_position_embeddings = {longest:,}"
         )
     return config.max_model_len or longest
 

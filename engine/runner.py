@@ -19,8 +19,8 @@ from ostinato.graphs.compiled import cpp_compiler_problem
 from ostinato.graphs.graph_set import GraphSet
 from ostinato.layers.errors import EngineDead
 from ostinato.models.decode_step import Sampling, StepModel, rope_of
-from ostinato.models.decoder import Decoder
-from ostinato.models.kv_cache import KVCache, allocate_kv_cache, zero_null_block
+from ostinato.models.decoder import Decoder, KVCache
+from ostinato.models.kv_cache import allocate_kv_cache, zero_null_block
 from ostinato.plan import Plan
 from ostinato.step import Step
 from ostinato.step_buffers import StepBuffers
@@ -38,19 +38,19 @@ class ModelRunner:
         self.plan = plan
         self.backend, self.fallback_reason = _usable_backend(plan)
         self.counts: Counter[str] = Counter()
-        self.buffers = StepBuffers(
-            config.max_num_seqs,
-            config.max_num_batched_tokens,
-            config.block_size,
-            plan.table_width,
-            plan.device,
-            fixed_width=self.backend in ("cuda", "emulated"),
-        )
-        num_blocks = max(plan.num_blocks, MIN_BLOCKS)
         with self._neutral():
+            self.buffers = StepBuffers(
+                config.max_num_seqs,
+                config.max_num_batched_tokens,
+                config.block_size,
+                plan.table_width,
+                plan.device,
+                fixed_width=self.backend in ("cuda", "emulated"),
+            )
+            num_blocks = max(plan.num_blocks, MIN_BLOCKS)
             kv_cache = allocate_kv_cache(plan.spec, num_blocks, config.block_size, plan.dtype, plan.device)
             rope = rope_of(decoder, plan.max_model_len, plan.device)
-        self.pieces = StepPieces(decoder, compiled=self.backend in ("cuda", "host", "compile"))
+        self.pieces = StepPieces(decoder, compiled=plan.compiles and self.fallback_reason is None)
         self.graphs: GraphSet[Sampling] | None = None
         if self.backend in ("cuda", "host", "emulated"):
             self.graphs = GraphSet(plan.capture_sizes, self.backend, plan.device)
@@ -180,7 +180,7 @@ class ModelRunner:
 
 def _usable_backend(plan: Plan) -> tuple[str, str | None]:
     """The plan's backend, or "eager" with the reason where Inductor has no C++ compiler to work with."""
-    if plan.device.type != "cpu" or plan.backend not in ("host", "compile"):
+    if plan.device.type != "cpu" or not plan.compiles:
         return plan.backend, None
     problem = cpp_compiler_problem()
     if problem is None:

@@ -11,6 +11,8 @@ not committing it: `next_step` changes nothing about what is computed.
 * ``running`` followed by ``waiting`` is in order of submission: who is preempted returns to the front of ``waiting``.
 * A running request holds blocks for all tokens it has, taken at admission; it asks for another one only where a new
   token crosses a block boundary, and then the newest request gives way: the oldest always progresses.
+* A request is admitted into what the budget leaves once all others are served, and the budget is at least one token
+  for each: so at most the newest has a chunk cut short, and every running request has a row in every step.
 * A request is taken only if it fits into the empty pool, so the first in line is admitted once nothing runs.
 """
 
@@ -88,19 +90,21 @@ class Scheduler:
 
         Replaces a step that was not committed: it counts as never executed.
         """
-        preempted = self._extend_tables()
+        self._extend_tables()
         decodes: list[Request] = []
         chunks: list[Request] = []
         for request in self.running:
             (decodes if len(request.token_ids) - request.num_computed_tokens == 1 else chunks).append(request)
-        if self.waiting and not preempted:
+        if self.waiting:
             self._admit_within_budget(decodes, chunks)
         self._pending = self._make_step(decodes, chunks) if self.running else None
         return self._pending
 
-    def _extend_tables(self) -> bool:
-        """A block for every token that crosses a boundary, oldest request first; whether the newest had to give way."""
-        before = self.num_preemptions
+    def _extend_tables(self) -> None:
+        """A block for every token that crosses a boundary, oldest request first; the newest gives way.
+
+        Whoever gave way left fewer blocks than it would need, so it does not come back in the same step.
+        """
         for request in self.running:  # may shrink from its end, at or behind this request: iteration goes by index
             missing = self._blocks_for(len(request.token_ids)) - len(request.block_ids)
             if missing > 0:
@@ -108,7 +112,6 @@ class Scheduler:
                     self._preempt_newest()
                 if request.status is RUNNING:
                     request.block_ids += self.pool.allocate(missing)
-        return self.num_preemptions > before
 
     def _admit_within_budget(self, decodes: list[Request], chunks: list[Request]) -> None:
         """Admit in order while budget, row slots and blocks last, and sort the admitted into the rows."""
@@ -127,8 +130,6 @@ class Scheduler:
         for request in chunks:
             start, budget = request.num_computed_tokens, self.max_num_batched_tokens - step.num_tokens
             count = min(len(request.token_ids) - start, budget)
-            if count == 0:
-                break
             if start + count == len(request.token_ids):
                 step.sample_rows.append(len(step.requests))
             step.requests.append(request)
@@ -290,8 +291,11 @@ class Scheduler:
             held = (request.num_computed_tokens, request.block_ids, request.row_slot, request.admission)
             if request.status is not RequestStatus.WAITING or held != (0, [], -1, -1):
                 yield f"waiting, yet it holds something: {request}"
-        if self._pending is not None and self._pending.num_tokens > self.max_num_batched_tokens:
-            yield f"a step of {self._pending.num_tokens} tokens; the limit is {self.max_num_batched_tokens}"
+        if self._pending is not None:
+            if self._pending.num_tokens > self.max_num_batched_tokens or 0 in self._pending.counts:
+                yield f"a step of {self._pending.num_tokens} tokens in rows of {self._pending.counts}"
+            if not set(self.running) <= set(self._pending.requests):
+                yield "a running request without a row in the step"
 
     def _problems_running(self, request: Request) -> Iterator[str]:
         size, computed, num_tokens = self.pool.block_size, request.num_computed_tokens, len(request.token_ids)

@@ -1,12 +1,14 @@
-"""What start-up is doing, on one line of a terminal; silent where standard error is none."""
+"""What start-up is doing: a progress bar on a terminal, nothing elsewhere; and how long each part of it took."""
 
 from __future__ import annotations
 
 import sys
 import time
 from types import TracebackType
+from typing import TYPE_CHECKING
 
-from tqdm import tqdm
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
 
 
 class StartupProgress:
@@ -14,28 +16,40 @@ class StartupProgress:
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
-        self._bar: tqdm[None] | None = None
+        self._shown: tuple[Progress, TaskID] | None = None
         self._doing: str | None = None
         self._began = 0.0
 
     def __enter__(self) -> StartupProgress:
+        """Show the bar if standard error is a terminal."""
         if sys.stderr is not None and sys.stderr.isatty():
-            self._bar = tqdm(bar_format="{desc} [{elapsed}]", leave=False, dynamic_ncols=True)
+            from rich.console import Console
+            from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+            columns = TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn()
+            progress = Progress(*columns, console=Console(stderr=True), transient=True)
+            self._shown = progress, progress.add_task("", total=None)
+            progress.start()
         return self
 
     def __call__(self, doing: str, fraction: float | None = None) -> None:
-        """Show ``doing``, with a percentage where the fraction done is known."""
+        """Show ``doing``, with a bar where the fraction done is known."""
         if doing != self._doing:
             self._note()
             self._doing, self._began = doing, time.perf_counter()
-        if self._bar is not None:
-            self._bar.set_description_str(doing if fraction is None else f"{doing} {fraction:.0%}")
+        if self._shown is not None:
+            progress, task = self._shown
+            total = None if fraction is None else 1.0
+            progress.update(task, description=doing, total=total, completed=fraction or 0.0)
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Take the bar away."""
         self._note()
         self._doing = None
-        if self._bar is not None:
-            self._bar.close()
+        if self._shown is not None:
+            self._shown[0].stop()
 
     def _note(self) -> None:
         if self._doing is not None:

@@ -28,7 +28,9 @@ class Arena:
     """Named arrays in one piece of host memory, mirrored on the device by one copy."""
 
     def __init__(self, fields: dict[str, tuple[tuple[int, ...], DTypeLike]], device: torch.device) -> None:
-        sizes = {name: -(-int(np.prod(shape)) * np.dtype(kind).itemsize // 8) * 8 for name, (shape, kind) in fields.items()}
+        sizes = {
+            name: -(-int(np.prod(shape)) * np.dtype(kind).itemsize // 8) * 8 for name, (shape, kind) in fields.items()
+        }
         self._host_tensor = torch.zeros(sum(sizes.values()), dtype=torch.uint8, pin_memory=device.type == "cuda")
         self._device_tensor = self._host_tensor.to(device)
         self.host: dict[str, NDArray[np.generic]] = {}
@@ -111,6 +113,7 @@ class StepBuffers:
         self.sampling = Sampling.GREEDY
         self.width = table_width
         self._pad_rows(0, rows)
+        self._rows.upload()
 
     # Views for the step.
 
@@ -128,8 +131,15 @@ class StepBuffers:
     def token_inputs(self, tokens: int) -> TokenInputs:
         """The mixed inputs: the first ``tokens`` entries of what is per token, the whole of what is per row."""
         device = self._tokens.device
-        per_token = (device[name][:tokens] for name in ("token_ids", "token_slot", "positions", "slot_mapping"))
-        return TokenInputs(*per_token, device["row_slot"], device["context_lens"], device["cu_seqlens_q"])
+        return TokenInputs(
+            token_ids=device["token_ids"][:tokens],
+            token_slot=device["token_slot"][:tokens],
+            positions=device["positions"][:tokens],
+            slot_mapping=device["slot_mapping"][:tokens],
+            row_slot=device["row_slot"],
+            context_lens=device["context_lens"],
+            cu_seqlens_q=device["cu_seqlens_q"],
+        )
 
     def sample_at(self, rows: int) -> Tensor:
         """Token indices of a mixed step that yield a token."""
@@ -155,7 +165,8 @@ class StepBuffers:
         host["positions"][:rows] = starts
         host["context_lens"][:rows] = [start + 1 for start in starts]
         host["slot_mapping"][:rows] = [
-            request.block_ids[start // size] * size + start % size for request, start in zip(requests, starts, strict=True)
+            request.block_ids[start // size] * size + start % size
+            for request, start in zip(requests, starts, strict=True)
         ]
         self._set_width(max(starts) + 1)
         self._rows.upload()
@@ -237,10 +248,10 @@ class StepBuffers:
         host, rows = self._rows.host, len(requests)
         params = [request.params for request in requests]
         host["row_slot"][:rows] = [request.row_slot for request in requests]
-        blocking = [request.num_generated < request.params.min_tokens for request in requests]
+        held_back = [stop_ids(r) if r.num_generated < r.params.min_tokens else () for r in requests]
         drawn = [p for p in params if not p.greedy]
         filtered = any(p.top_k or p.top_p < 1 for p in drawn)
-        self._blocking = any(blocking)
+        self._blocking = any(held_back)
         if not drawn and not self._blocking:
             self.sampling = Sampling.GREEDY
             return
@@ -251,11 +262,9 @@ class StepBuffers:
         host["min_p"][:rows] = [p.min_p for p in params]
         host["seed"].view(np.uint64)[:rows] = [request.seed for request in requests]
         host["blocked"][:rows] = 0
-        for row, request in enumerate(requests):
-            if blocking[row]:
-                held_back = sorted(stop_ids(request))
-                host["blocked_ids"][row, : len(held_back)] = held_back
-                host["blocked"][row, : len(held_back)] = -np.inf
+        for row, ids in enumerate(held_back):
+            host["blocked_ids"][row, : len(ids)] = sorted(ids)
+            host["blocked"][row, : len(ids)] = -np.inf
 
     def _pad_rows(self, first: int, last: int) -> None:
         values = {"row_slot": self.spare_slot, "context_lens": 1, "top_k": 1 << 24, "top_p": 1}

@@ -4,8 +4,8 @@ Three classes. *single*: one row, static, in the form that reads weights at memo
 or more, their number symbolic. *tokens*: a mixed step's tokens, two or more, their number symbolic. The width of the
 block table and the number of KV blocks are symbolic in all, so neither a longer context nor another cache size compiles
 anew. Sizes that are symbolic in one call must differ in the call that compiles it (equal ones would be taken for one):
-``HINT_ROWS``, ``HINT_WIDTH`` and at least ``MIN_BLOCKS`` blocks. Layers of one kind share one compiled form. Knows which dimension of which argument
-varies; compiles nothing by itself: the first call of a piece does.
+``HINT_ROWS``, ``HINT_WIDTH`` and at least ``MIN_BLOCKS`` blocks. Layers of one kind share one compiled form. Knows
+which dimension of which argument varies; compiles nothing by itself: the first call of a piece does.
 """
 
 from __future__ import annotations

@@ -11,13 +11,16 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
 import types
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C._dynamo.eval_frame import reset_code
 
 from ostinato.layers.errors import CaptureError
 
@@ -47,6 +50,8 @@ class CompiledPiece:
         self._symbolic = symbolic
         self._compiled = torch.compile(own, fullgraph=True, options={"guard_filter_fn": no_guards})
         self._call = self._compile
+        # Dynamo's tables keep a code object and its compiled form alive through each other.
+        weakref.finalize(self, reset_code, self._code).atexit = False
 
     def __call__(self, *args: Any) -> Any:
         """The function's result."""
@@ -79,21 +84,55 @@ def cache_folder() -> Path:
 
 @contextlib.contextmanager
 def compile_scope() -> Iterator[None]:
-    """Inductor with its cache in ``cache_folder()`` and without worker processes; environment and settings restored."""
+    """Inductor with its cache in ``cache_folder()`` and without worker processes; environment and settings restored.
+
+    The C++ kernels of one function compile side by side, in threads that end with the scope.
+    """
     import torch._inductor.config as inductor_config
+    from torch._inductor.async_compile import AsyncCompile
 
     folder = cache_folder()
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    before = os.environ.get("TORCHINDUCTOR_CACHE_DIR")
-    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder)
+    before = _inductor_variables()
+    os.environ.update(TORCHINDUCTOR_CACHE_DIR=str(folder), TORCH_WARM_POOL="0")
+    threads = 1 if torch.cuda.is_available() else max(1, min(8, os.cpu_count() or 1))  # more would mean processes there
     try:
-        with inductor_config.patch(compile_threads=1):
+        with inductor_config.patch(compile_threads=threads):
             yield
+            if threads > 1:
+                AsyncCompile.pool().shutdown()
+                AsyncCompile.pool.cache_clear()
     finally:
-        if before is None:
-            os.environ.pop("TORCHINDUCTOR_CACHE_DIR", None)
-        else:
-            os.environ["TORCHINDUCTOR_CACHE_DIR"] = before
+        for name in _inductor_variables().keys() - before.keys():
+            del os.environ[name]  # Inductor hands addresses to what it loads this way
+        os.environ.update(before)
+
+
+def _inductor_variables() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if "TORCHINDUCTOR" in name or name == "TORCH_WARM_POOL"}
+
+
+@contextlib.contextmanager
+def toolchain_prepared() -> Iterator[None]:
+    """Meanwhile, in a thread: what Inductor's first C++ compilation has to find out and make (vector ISA, header).
+
+    That takes a compiler as long as several kernels do; it runs beside the loading of weights and the tracing.
+    """
+    with compile_scope():
+        thread = threading.Thread(target=_compile_something, name="ostinato-toolchain", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            thread.join()
+
+
+def _compile_something() -> None:
+    from torch._inductor.codecache import CppPythonBindingsCodeCache
+
+    if cpp_compiler_problem() is None:
+        source = '#include <torch/csrc/inductor/cpp_prefix.h>\nextern "C" void kernel(float* out) { out[0] = 0; }\n'
+        CppPythonBindingsCodeCache.load_pybinding(["float*"], source)
 
 
 def cpp_compiler_problem() -> str | None:

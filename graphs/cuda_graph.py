@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 
@@ -12,13 +13,15 @@ import torch
 class CudaGraph:
     """One captured step. ``thread_local`` capture leaves the caller's other threads free to use CUDA."""
 
-    def __init__(self, stream: torch.cuda.Stream, pool: tuple[int, int]) -> None:
+    def __init__(self, stream: torch.cuda.Stream, pool: Any) -> None:
         self._stream = stream
         self._pool = pool
         self._graph: torch.cuda.CUDAGraph | None = torch.cuda.CUDAGraph()
 
     def capture(self, step: Callable[[], None]) -> None:
         """Record ``step``; warmed up by the set on the same stream."""
+        if self._graph is None:
+            raise RuntimeError("capture into a graph that was reset")
         with (
             collection_paused(),
             torch.cuda.graph(self._graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"),

@@ -10,7 +10,7 @@ from ostinato.layers.forms import prefers_sums
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """``x @ weight.T + bias`` for ``x [rows, in_features]`` and ``weight [out_features, in_features]``, in ``x.dtype``."""
+    """``x @ weight.T + bias``: ``x [rows, in_features]``, ``weight [out_features, in_features]``; in ``x.dtype``."""
     if not prefers_sums(x):
         return F.linear(x, weight, bias)
     y = (weight.float() * x.float()).sum(-1, dtype=torch.float32)

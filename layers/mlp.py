@@ -21,4 +21,5 @@ class GatedMlp(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """``[rows, hidden_size] -> [rows, hidden_size]``."""
         gate, up = self.gate_up(x).chunk(2, dim=-1)
-        return self.down(self.activation(gate) * up)
+        out: Tensor = self.down(self.activation(gate) * up)
+        return out

@@ -15,7 +15,9 @@ from ostinato.layers.specs import RopeScaling, RopeSpec
 
 def rope_table(spec: RopeSpec, max_positions: int, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
     """Cosines and sines, each ``[max_positions, rotary_dim / 2]`` in fp32, scaled by yarn's attention factor."""
-    angles = torch.arange(max_positions, dtype=torch.float32, device=device)[:, None] * inverse_frequencies(spec).to(device)
+    angles = torch.arange(max_positions, dtype=torch.float32, device=device)[:, None] * inverse_frequencies(spec).to(
+        device
+    )
     factor = spec.scaling.attention_factor if spec.scaling else 1.0
     return angles.cos() * factor, angles.sin() * factor
 
@@ -60,7 +62,7 @@ def _yarn(inverse: Tensor, spec: RopeSpec) -> Tensor:
 
 
 def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate ``x [rows, heads, head_dim]`` by its rows' ``cos, sin [rows, rotary_dim / 2]``; the rest passes through."""
+    """Rotate ``x [rows, heads, head_dim]`` by its rows' ``cos, sin [rows, rotary_dim / 2]``; the rest passes."""
     half = cos.shape[-1]
     cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)
     a, b = x[..., :half].float(), x[..., half : 2 * half].float()

@@ -113,10 +113,10 @@ def _kept_mass(likelihood: Tensor, floor_bits: Tensor) -> Tensor:
 
 
 def draw(tempered: Tempered, floor: Tensor, inputs: SamplingInputs) -> Tensor:
-    """One token per row, greedy and sampled rows mixed: ``[rows] int64``. ``floor [rows]`` is the least likelihood kept."""
+    """One token per row, greedy and sampled rows mixed: ``[rows] int64``. ``floor [rows]``: the least one kept."""
     scores, likelihood = tempered
     sampled = (inputs.temperature > 0)[:, None]
-    kept = (likelihood >= torch.maximum(floor, inputs.min_p)[:, None]) | ~sampled
+    kept = likelihood >= torch.maximum(floor, inputs.min_p)[:, None]
     noise = gumbel_noise(inputs.seed, inputs.position, scores.shape[1])
     drawn = scores + torch.where(sampled, noise, 0.0)
     tokens = torch.where(kept, drawn, float("-inf")).argmax(-1)

@@ -1,8 +1,9 @@
 """The pure step: tensors in, tokens out, as pieces that are compiled one by one and strung together here.
 
-A piece is a plain function that is worth compiling: the layer, the head, the passes of the sampler over the vocabulary.
+A piece is a plain function that is worth compiling: the layer, the head, the sampler's passes over the vocabulary.
 ``Pieces`` holds one set of them, as written (``eager_pieces``) or compiled. The layer is one piece, called once per
-layer with that layer's module and cache as arguments, so all layers of one kind share one compiled form. Knows the model and its static tensors; knows no request, no schedule and no graph.
+layer with that layer's module and cache as arguments, so all layers of one kind share one compiled form. Knows the
+model and its static tensors; knows no request, no schedule and no graph.
 
     decode:  last_token[row_slot] -> embed -> layers -> head -> sample -> last_token[row_slot], out[row]
     mixed:   host tokens or last_token -> embed -> layers -> the rows that end a prompt -> head -> sample -> the same
@@ -175,7 +176,7 @@ class StepModel:
         sampling: Sampling,
         inputs: SamplingInputs,
     ) -> None:
-        """Any number of tokens per row; a token is drawn at the indices ``sample_at [n] int64`` for ``sample_slot [n]``.
+        """Any number of tokens per row; at the indices ``sample_at [n]`` one is drawn for ``sample_slot [n]``.
 
         ``pieces`` run the tokens, ``row_pieces`` the head and the sampling of the ``n`` rows.
         """
@@ -193,9 +194,7 @@ class StepModel:
             x = run(block, x, k_cache, v_cache, meta)
         return x
 
-    def _sample(
-        self, pieces: Pieces, x: Tensor, row_slot: Tensor, sampling: Sampling, inputs: SamplingInputs
-    ) -> None:
+    def _sample(self, pieces: Pieces, x: Tensor, row_slot: Tensor, sampling: Sampling, inputs: SamplingInputs) -> None:
         logits = pieces.head(self.decoder, x)
         if sampling is Sampling.GREEDY:
             tokens = sampler.sample_greedy(logits)

@@ -36,7 +36,8 @@ class Block(nn.Module):
     def forward(self, x: Tensor, k_cache: Tensor, v_cache: Tensor, meta: AttentionMetadata) -> Tensor:
         """``[tokens, hidden_size] -> [tokens, hidden_size]``."""
         x = x + self.attention(self.pre_attn_norm(x), k_cache, v_cache, meta)
-        return x + self.ffn(self.pre_ffn_norm(x))
+        out: Tensor = x + self.ffn(self.pre_ffn_norm(x))
+        return out
 
 
 class Decoder(nn.Module):

@@ -35,7 +35,7 @@ class ModelSpec:
 
     @property
     def kv_elements_per_token(self) -> int:
-        """Key and value elements that one token occupies over all layers; times the dtype's bytes = KV bytes per token."""
+        """Key and value elements of one token over all layers; times the dtype's bytes = KV bytes per token."""
         return sum(2 * layer.attention.kv_size for layer in self.layers)
 
     @property

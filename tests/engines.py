@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tiny_checkpoints import build
 from torch import Tensor
 
 from ostinato import LLM, SamplingParams
+from tiny_checkpoints import build
 
 GREEDY = SamplingParams(temperature=0, max_tokens=24)
 
@@ -50,7 +50,9 @@ def _reference(variant: str, prompt: tuple[int, ...], count: int) -> tuple[int, 
     model = checkpoint(variant)[1]
     ids = torch.tensor([prompt])
     with torch.no_grad():  # the mask is given: transformers would take token 0 for padding
-        out = model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=count, pad_token_id=0)
+        out = model.generate(
+            ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=count, pad_token_id=0
+        )
     return tuple(out[0, len(prompt) :].tolist())
 
 

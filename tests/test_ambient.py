@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch.overrides import TorchFunctionMode
+from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 
 from ostinato.graphs.ambient import neutral_state
 
@@ -142,13 +142,14 @@ class Counting(TorchFunctionMode):
 
 def test_a_callers_function_modes_see_nothing_and_come_back_in_order() -> None:
     with Counting() as outer, torch.device("meta"), Counting() as inner:
+        stack = _get_current_function_mode_stack()
         with neutral_state("cpu"):
             seen = outer.seen, inner.seen
             torch.ones(2).sum()
             assert (outer.seen, inner.seen) == seen
-        before = inner.seen
+        assert list(map(id, _get_current_function_mode_stack())) == list(map(id, stack))
         assert torch.ones(2).device.type == "meta"
-        assert inner.seen > before
+        assert inner.seen > seen[1]
 
 
 def test_another_threads_state_is_not_touched() -> None:

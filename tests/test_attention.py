@@ -29,7 +29,9 @@ class Paged:
     context_lens: Tensor
 
 
-def paged(lengths: list[int], block_size: int, kv_heads: int, dtype: torch.dtype = torch.float32, spare: int = 2) -> Paged:
+def paged(
+    lengths: list[int], block_size: int, kv_heads: int, dtype: torch.dtype = torch.float32, spare: int = 2
+) -> Paged:
     """Random contexts of these lengths, on shuffled pages; the table has ``spare`` columns more than anyone needs."""
     generator = torch.Generator().manual_seed(sum(lengths) + block_size)
 
@@ -165,9 +167,7 @@ def varlen(q: Tensor, rows: Paged, counts: list[int], padded_rows: int = 0) -> T
 
 
 def dense(q: Tensor, rows: Paged, counts: list[int]) -> Tensor:
-    return torch.cat(
-        [oracle(*row) for row in zip(q[: sum(counts)].split(counts), rows.keys, rows.values, strict=True)]
-    )
+    return torch.cat([oracle(*row) for row in zip(q[: sum(counts)].split(counts), rows.keys, rows.values, strict=True)])
 
 
 @pytest.mark.parametrize("block_size", [1, 4, 16])

@@ -102,7 +102,7 @@ def outcome(result: Result) -> tuple[int, str, str]:
 def test_generate_streams_the_text_and_nothing_else_to_stdout(fake: type[FakeLLM]) -> None:
     assert outcome(run("generate", "demo", "Hi")) == (0, "Hello, wörld\n", "")
     (llm,) = fake.made
-    assert (llm.model, llm.options, llm.asked, llm.params) == ("demo", {}, ["Hi"], [SamplingParams()])
+    assert (llm.model, llm.options, llm.asked, llm.params) == ("demo", {"max_num_seqs": 1}, ["Hi"], [SamplingParams()])
     assert llm.closed
 
 

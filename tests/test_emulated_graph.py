@@ -24,9 +24,7 @@ from ostinato.models.spec import AttentionSpec, FfnSpec, LayerSpec, ModelSpec, N
 # A paged decode step.
 
 ATTENTION = AttentionSpec(4, 2, 8, 8**-0.5, RopeSpec(1e4, 8), qk_norm=True)
-SPEC = ModelSpec(
-    "Tiny", 40, 16, (LayerSpec(ATTENTION, FfnSpec(24, "silu")),) * 2, NormSpec(1e-5), False, 64, "float32"
-)
+SPEC = ModelSpec("Tiny", 40, 16, (LayerSpec(ATTENTION, FfnSpec(24, "silu")),) * 2, NormSpec(1e-5), False, 64, "float32")
 WIDTH, BLOCK_SIZE = 4, 4
 CPU = torch.device("cpu")
 
@@ -50,7 +48,9 @@ class Tiny:
             for tensor in pages:
                 tensor.normal_(generator=generator)
         self.model = StepModel(decoder, rope_of(decoder, 64, CPU), cache, state)
-        self.rows = RowInputs(*(torch.zeros(rows, dtype=torch.int64) for _ in range(3)), torch.ones(rows, dtype=torch.int32))
+        self.rows = RowInputs(
+            *(torch.zeros(rows, dtype=torch.int64) for _ in range(3)), torch.ones(rows, dtype=torch.int32)
+        )
         floats, integers = (lambda: torch.zeros(rows)), (lambda: torch.zeros(rows, dtype=torch.int64))
         blocked = torch.zeros(rows, 2, dtype=torch.int64), torch.zeros(rows, 2)
         self.sampling = SamplingInputs(floats(), floats(), floats(), floats(), integers(), integers(), *blocked)
@@ -146,7 +146,7 @@ def in_place_on_an_intermediate(x: Tensor, out: Tensor) -> None:
 
 def write_through_views(x: Tensor, out: Tensor) -> None:
     out.zero_()
-    out[1:3].view(-1)[::2] = x[0, :2]
+    out[1:3].view(-1)[::2] = x[0]
     out.t()[3].add_(x.sum(1))
 
 
@@ -200,7 +200,7 @@ def randn(seed: int) -> Tensor:
 
 def captured(step: Step, x: Tensor, out: Tensor) -> EmulatedGraph:
     graph = EmulatedGraph()
-    graph.capture(lambda: step(x, out) and None)
+    graph.capture(lambda: step(x, out))
     return graph
 
 
@@ -259,7 +259,7 @@ def test_addresses_are_frozen() -> None:
     """A tensor that replaces a captured one is not read."""
     inputs, out = {"x": torch.ones(4)}, torch.zeros(4)
     graph = EmulatedGraph()
-    graph.capture(lambda: out.copy_(inputs["x"]) and None)
+    graph.capture(lambda: out.copy_(inputs["x"]))
     inputs["x"] = torch.full((4,), 5.0)
     graph.replay()
     assert torch.equal(out, torch.ones(4))
@@ -271,7 +271,7 @@ def test_a_shape_that_depends_on_the_data_is_an_error_on_replay(positive: int) -
     graph = captured(lambda x, out: out.fill_(float(x[x > 0].shape[0])), x, out)
     x.fill_(-1)
     x[:positive] = 1
-    with pytest.raises(CaptureError, match=rf"aten\..* gave \[2\].* at capture, \[{positive}\]"):
+    with pytest.raises(CaptureError, match=rf"aten\..* gave \[2\] at capture, \[{positive}\]"):
         graph.replay()
 
 
@@ -283,7 +283,7 @@ def test_opaque_operators_are_listed_by_name() -> None:
     table, lens = torch.ones(1, 1, dtype=torch.int32), torch.tensor([2], dtype=torch.int32)
     ends, out = torch.tensor([0, 2], dtype=torch.int32), torch.zeros(2, 2, 4)
     graph = EmulatedGraph()
-    graph.capture(lambda: out.copy_(varlen_attention(q, cache, cache, table, lens, ends, 1.0)) and None)
+    graph.capture(lambda: out.copy_(varlen_attention(q, cache, cache, table, lens, ends, 1.0)))
     assert graph.opaque == ("ostinato.varlen_attention.default",)
     cache.fill_(3)
     graph.replay()
@@ -321,7 +321,7 @@ def test_reset_frees_the_recorded_tensors() -> None:
 def test_a_second_capture_replaces_the_first() -> None:
     x, out = torch.ones(4), torch.zeros(4)
     graph = captured(lambda x, out: out.copy_(x), x, out)
-    graph.capture(lambda: out.copy_(2 * x) and None)
+    graph.capture(lambda: out.copy_(2 * x))
     out.zero_()
     graph.replay()
     assert torch.equal(out, 2 * x)

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from engines import GREEDY, checked, engine, prompts, recorded_logits, reference_logits, reference_tokens, token_ids
-from tiny_checkpoints import VARIANTS
 
+from engines import GREEDY, checked, engine, prompts, recorded_logits, reference_logits, reference_tokens, token_ids
 from ostinato import LLM, SamplingParams
+from tiny_checkpoints import VARIANTS
 
 COMPILED = ("qwen3", "llama_bias")
 
@@ -97,7 +97,7 @@ def test_a_cache_too_small_for_all_changes_no_token(caching: bool) -> None:
 @pytest.mark.parametrize("execution", ["eager", "emulate"])
 def test_cold_warm_and_partly_warm_prefixes_give_the_same_tokens(execution: str) -> None:
     base = prompts(2, seed=6, longest=40)[1] + list(range(20))
-    branched = base[: len(base) // 2] + [7, 7, 7, 1, 2, 3]
+    branched = [*base[: len(base) // 2], 7, 7, 7, 1, 2, 3]
     with checked(engine("qwen3", execution=execution)) as llm:
         cold, warm, partly = (llm.generate(prompt, GREEDY)[0] for prompt in (base, base, branched))
         assert token_ids([cold, warm, partly]) == expected("qwen3", [base, base, branched])
@@ -218,17 +218,28 @@ def test_compiled_mixed_steps_of_every_length_compile_nothing(compiled: Any) -> 
     assert llm.stats().compiles == before
 
 
-@pytest.mark.parametrize(
-    "ambient",
-    [
-        lambda: torch.inference_mode(),
-        lambda: torch.autocast("cpu", dtype=torch.bfloat16),
-        lambda: torch.device("meta"),
-        lambda: default_dtype(torch.float64),
-        lambda: torch.enable_grad(),
-    ],
-    ids=["inference_mode", "autocast", "default_device", "default_dtype", "grad"],
-)
+AMBIENTS = {
+    "inference_mode": lambda: torch.inference_mode(),
+    "autocast": lambda: torch.autocast("cpu", dtype=torch.bfloat16),
+    "default_device": lambda: torch.device("meta"),
+    "default_dtype": lambda: default_dtype(torch.float64),
+    "grad": lambda: torch.enable_grad(),
+}
+
+
+@pytest.mark.parametrize("execution", ["eager", "emulate"])
+@pytest.mark.parametrize("ambient", AMBIENTS.values(), ids=AMBIENTS)
+def test_an_engine_made_in_the_callers_modes_gives_the_same_tokens(ambient: Any, execution: str) -> None:
+    wanted = prompts(5, seed=12)
+    want = expected("qwen3", wanted)
+    with ambient():
+        llm = engine("qwen3", execution=execution)
+        inside = token_ids(llm.generate(wanted, GREEDY))
+    assert inside == token_ids(llm.generate(wanted, GREEDY)) == want
+    llm.close()
+
+
+@pytest.mark.parametrize("ambient", AMBIENTS.values(), ids=AMBIENTS)
 def test_compiled_the_callers_modes_change_nothing(compiled: Any, ambient: Any) -> None:
     variant, llm = compiled
     wanted = prompts(5, seed=12)
@@ -238,7 +249,7 @@ def test_compiled_the_callers_modes_change_nothing(compiled: Any, ambient: Any) 
     assert llm.stats().compiles_after_warmup == 0
 
 
-class default_dtype:  # noqa: N801 (used as a context manager)
+class default_dtype:
     """The process-wide default dtype, for a while."""
 
     def __init__(self, dtype: torch.dtype) -> None:

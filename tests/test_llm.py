@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from engines import GREEDY, checked, checkpoint, engine, prompts, reference_tokens, token_ids
 
+from engines import GREEDY, checked, checkpoint, engine, prompts, reference_tokens, token_ids
 from ostinato import LLM, SamplingParams
 from ostinato.errors import (
     ConfigError,

@@ -9,6 +9,7 @@ import textwrap
 from pathlib import Path
 
 import torch
+
 from engines import checkpoint
 
 SCRIPT = """
@@ -22,7 +23,7 @@ SCRIPT = """
             "signals": [repr(signal.getsignal(s)) for s in signal.valid_signals()],
             "root handlers": [repr(handler) for handler in logging.getLogger().handlers],
             "root level": logging.getLogger().level,
-            "threads": threading.active_count(),
+            "threads": [repr(type(t)) + t.name for t in threading.enumerate()],
             "torch threads": (torch.get_num_threads(), torch.get_num_interop_threads()),
             "affinity": sorted(os.sched_getaffinity(0)),
             "torch random": torch.get_rng_state().sum().item(),
@@ -31,11 +32,16 @@ SCRIPT = """
             "dtype": str(torch.get_default_dtype()),
             "modes": (torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.is_autocast_enabled("cpu")),
             "gc": (gc.isenabled(), gc.get_threshold(), gc.get_freeze_count()),
-            "dynamo": repr(torch._dynamo.config.get_config_copy()),
-            "inductor": repr(torch._inductor.config.get_config_copy()),
+            "dynamo": {k: repr(v) for k, v in torch._dynamo.config.get_config_copy().items()},
+            "inductor": {k: repr(v) for k, v in torch._inductor.config.get_config_copy().items()},
             "hooks": (repr(sys.excepthook), repr(threading.excepthook)),
             "directory": os.getcwd(),
         }
+
+    def difference(old, new):
+        if isinstance(old, dict):
+            return {key: [old.get(key), new.get(key)] for key in {*old, *new} if old.get(key) != new.get(key)}
+        return [old, new]
 
     def children():
         return [pid for pid in os.listdir("/proc") if pid.isdigit() and parent(pid) == os.getpid()]
@@ -54,7 +60,7 @@ SCRIPT = """
         next(stream)
         running = children()
     after = snapshot()
-    changed = {name: (before[name], after[name]) for name in before if before[name] != after[name]}
+    changed = {name: difference(before[name], after[name]) for name in before if before[name] != after[name]}
     print(json.dumps([changed, running]))
 """
 
@@ -64,7 +70,8 @@ def test_nothing_of_the_host_changes_and_no_child_is_left(tmp_path: Path) -> Non
 
     home = tmp_path / "ostinato"
     home.mkdir()
-    (home / f"inductor-{torch.__version__}").symlink_to(cache_folder().resolve())  # what other tests compiled serves here
+    compiled = home / f"inductor-{torch.__version__}"
+    compiled.symlink_to(cache_folder().resolve())  # what other tests compiled serves here
     environment = {name: value for name, value in os.environ.items() if name != "TORCHINDUCTOR_CACHE_DIR"}
     done = subprocess.run(
         [sys.executable, "-W", "error::UserWarning:ostinato", "-c", textwrap.dedent(SCRIPT), checkpoint("qwen3")[0]],

@@ -54,7 +54,9 @@ def test_the_norm_of_bfloat16_is_taken_in_float32() -> None:
     norm = RMSNorm(1024, NormSpec(0.0))
     nn.init.ones_(norm.weight)
     for dtype in (torch.bfloat16, torch.float16):
-        torch.testing.assert_close(norm.to(dtype)(torch.full((1, 1024), 300.0, dtype=dtype)), torch.ones(1, 1024).to(dtype))
+        torch.testing.assert_close(
+            norm.to(dtype)(torch.full((1, 1024), 300.0, dtype=dtype)), torch.ones(1, 1024).to(dtype)
+        )
 
 
 def test_epsilon_keeps_a_zero_vector_finite() -> None:
@@ -82,15 +84,14 @@ def test_both_forms_of_a_projection_equal_the_product(
 
 def test_the_sum_form_rounds_once_at_the_end() -> None:
     """In bfloat16 the bias is added before rounding, as a fused matrix kernel does."""
-    x, weight = torch.tensor([[1.0]], dtype=torch.bfloat16), torch.tensor([[256.0]], dtype=torch.bfloat16)
-    bias = torch.tensor([0.5], dtype=torch.bfloat16)
+    x, weight, bias = (torch.tensor(v, dtype=torch.bfloat16) for v in ([[1.0, 1.0]], [[256.0, 1.0]], [0.5]))
     forced = pytest.MonkeyPatch()
     forced.setattr(linear_module, "prefers_sums", lambda _: True)
     try:
-        got = linear(torch.cat([x, x], -1), torch.cat([weight, bias[None]], -1), bias)
+        got = linear(x, weight, bias)
     finally:
         forced.undo()
-    assert got.item() == torch.tensor(257.0).to(torch.bfloat16).item()
+    assert got.item() == 258  # 257.5; the 257 of the product alone is a tie that goes to 256
 
 
 @pytest.mark.parametrize(

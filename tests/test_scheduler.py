@@ -141,9 +141,10 @@ def test_decode_rows_come_first_and_a_chunk_gets_the_rest_of_the_budget() -> Non
 def test_an_unfinished_chunk_goes_on_before_anybody_is_admitted() -> None:
     scheduler = make(budget=4)
     add(scheduler, tokens(0, 8), 0)
-    add(scheduler, tokens(20, 2), 1)
+    request = add(scheduler, tokens(20, 2), 1)
     assert rows(run(scheduler)) == [(0, 0, 4)]
     assert rows(run(scheduler)) == [(0, 4, 4)]
+    assert request.status is WAITING
     assert rows(run(scheduler)) == [(0, 8, 1), (1, 0, 2)]
 
 
@@ -156,6 +157,29 @@ def test_a_prompt_with_one_token_left_is_a_decode_row_and_goes_to_the_front() ->
     step = begin(scheduler)
     assert rows(step) == [(2, 4, 1), (1, 0, 6)]
     assert (step.sample_rows, step.is_decode) == ([0, 1], False)
+
+
+def test_a_chunk_of_one_token_that_does_not_sample_is_no_decode_step() -> None:
+    scheduler = make(seqs=1, budget=1)
+    add(scheduler, tokens(0, 2))
+    chunk, decode = run(scheduler), run(scheduler)
+    assert (rows(chunk), chunk.sample_rows, chunk.is_decode) == ([(0, 0, 1)], [], False)
+    assert (rows(decode), decode.sample_rows, decode.is_decode) == ([(0, 1, 1)], [0], True)
+
+
+def test_the_tightest_budget_still_serves_every_running_request() -> None:
+    scheduler = make(seqs=3, budget=3)
+    for i in range(3):
+        add(scheduler, tokens(20 * i, 4), i)
+    steps = [rows(run(scheduler)) for _ in range(6)]
+    assert steps == [
+        [(0, 0, 3)],
+        [(0, 3, 1), (1, 0, 2)],
+        [(0, 4, 1), (1, 2, 2)],
+        [(0, 5, 1), (1, 4, 1), (2, 0, 1)],
+        [(0, 6, 1), (1, 5, 1), (2, 1, 1)],
+        [(0, 7, 1), (1, 6, 1), (2, 2, 1)],
+    ]
 
 
 def test_no_more_than_max_num_seqs_run_and_row_slots_are_reused() -> None:
@@ -316,9 +340,9 @@ def test_the_oldest_always_progresses_and_everybody_finishes() -> None:
     assert_empty(scheduler)
 
 
-def test_nobody_is_admitted_in_a_step_that_preempts() -> None:
+def test_nobody_overtakes_a_preempted_request() -> None:
     scheduler = make(blocks=5)
-    crowd(scheduler, 3, max_tokens=8)
+    crowd(scheduler, 3)
     add(scheduler, tokens(80, 2), 3)
     assert rows(run(scheduler)) == [(0, 4, 1), (1, 4, 1)]
     assert scheduler.pool.num_available == 1  # request 3 would have fitted
@@ -568,6 +592,8 @@ def test_a_failed_step_ends_its_requests_with_the_cause_and_nobody_else() -> Non
         ("waiting.admission = 2", "holds something"),
         ("waiting.status = FINISHED", "holds something"),
         ("scheduler._pending.num_tokens = 8", "a step of 8 tokens"),
+        ("scheduler._pending.counts[1] = 0", "in rows of"),
+        ("scheduler._pending.requests.pop()", "without a row"),
         ("pool._free.pop()", "block pool"),
     ],
 )

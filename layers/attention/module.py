@@ -38,7 +38,8 @@ class Attention(nn.Module):
             attended = varlen_attention(
                 q, k_cache, v_cache, meta.block_table, meta.context_lens, meta.cu_seqlens_q, spec.scale
             )
-        return self.o(attended.flatten(1))
+        out: Tensor = self.o(attended.flatten(1))
+        return out
 
 
 def write_pages(cache: Tensor, new: Tensor, slot_mapping: Tensor) -> None:

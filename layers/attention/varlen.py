@@ -37,7 +37,9 @@ def varlen_attention(
     if single:
         rows, tokens = (list(column) for column in zip(*single, strict=True))
         width = -(-max(lengths[row] for row in rows) // k_cache.shape[1])
-        out[tokens] = decode_attention(q[tokens], k_cache, v_cache, block_table[rows, :width], context_lens[rows], scale)
+        out[tokens] = decode_attention(
+            q[tokens], k_cache, v_cache, block_table[rows, :width], context_lens[rows], scale
+        )
     for row, start, end in spans:
         if end - start > 1:
             out[start:end] = _attend_row(q[start:end], k_cache, v_cache, block_table[row], lengths[row], scale)
@@ -51,7 +53,7 @@ def _(q: Tensor, *_: object) -> Tensor:
 
 def _attend_row(q: Tensor, k_cache: Tensor, v_cache: Tensor, table: Tensor, length: int, scale: float) -> Tensor:
     """One row's new tokens ``q [new, num_heads, head_dim]`` over its ``length`` cached tokens."""
-    new, num_heads, head_dim = q.shape
+    new, num_heads = q.shape[:2]
     blocks = table[: -(-length // k_cache.shape[1])]
     keys, values = (_pages(cache, blocks, length, num_heads) for cache in (k_cache, v_cache))
     mask = None

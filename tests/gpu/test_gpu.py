@@ -1,0 +1,172 @@
+"""The engine on a CUDA device: same tokens as on the CPU, through captured graphs; and all memory back at the end.
+
+Run by `make gpu-check`; skipped where torch sees no CUDA device. Needs nothing beyond the shipped model.
+"""
+
+from __future__ import annotations
+
+import gc
+import math
+from collections.abc import Iterator
+from itertools import zip_longest
+from typing import Any
+
+import pytest
+import torch
+
+from ostinato import LLM, SamplingParams
+
+pytestmark = pytest.mark.gpu
+
+PROMPTS = [
+    "def read_lines(path):",
+    "class Stack:\n    def push(self, item):",
+    "import os\n\n\ndef main():\n",
+    "for index, value in enumerate(",
+    "    raise ValueError(",
+]
+LENGTH: dict[str, Any] = {"max_tokens": 32, "ignore_eos": True}
+GREEDY = SamplingParams(temperature=0, **LENGTH)
+SAMPLED = [SamplingParams(temperature=0.8, top_k=40, top_p=0.95, seed=seed, **LENGTH) for seed in range(5)]
+OPTIONS: dict[str, Any] = {"dtype": "float32", "max_num_seqs": 6, "max_model_len": 256}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def full_precision() -> Iterator[None]:
+    """Products in float32 as on the CPU, without TF32."""
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = False
+    yield
+    torch.backends.cuda.matmul.allow_tf32 = before
+
+
+def on_gpu(**options: Any) -> LLM:
+    return LLM("demo", device="cuda", **(OPTIONS | options))
+
+
+def generate(llm: LLM, params: SamplingParams | list[SamplingParams], prompts: list[str] = PROMPTS) -> list[list[int]]:
+    return [output.outputs[0].token_ids for output in llm.generate(prompts, params)]
+
+
+@pytest.fixture(scope="module")
+def cpu_tokens() -> list[list[int]]:
+    with LLM("demo", device="cpu", execution="eager", **OPTIONS) as llm:
+        return generate(llm, GREEDY)
+
+
+@pytest.fixture(scope="module")
+def eager_samples() -> list[list[int]]:
+    with on_gpu(execution="eager") as llm:
+        return generate(llm, SAMPLED)
+
+
+@pytest.fixture(scope="module")
+def graphed() -> Iterator[LLM]:
+    """One engine on captured graphs for the tests that leave it as it was."""
+    with on_gpu(enable_prefix_caching=False) as llm:
+        yield llm
+
+
+@pytest.mark.parametrize("execution", ["graph", "compile", "eager", "emulate"])
+def test_every_execution_gives_the_greedy_tokens_of_the_cpu(execution: str, cpu_tokens: list[list[int]]) -> None:
+    with on_gpu(execution=execution) as llm:
+        assert generate(llm, GREEDY) == cpu_tokens
+
+
+def test_every_batch_size_gives_the_greedy_tokens_of_the_cpu(graphed: LLM, cpu_tokens: list[list[int]]) -> None:
+    for size in range(1, len(PROMPTS) + 1):
+        assert generate(graphed, GREEDY, PROMPTS[:size]) == cpu_tokens[:size]
+
+
+def test_prompts_cut_into_chunks_give_the_greedy_tokens_of_the_cpu(cpu_tokens: list[list[int]]) -> None:
+    with on_gpu(max_num_batched_tokens=7) as llm:
+        assert generate(llm, GREEDY) == cpu_tokens
+
+
+def test_decode_steps_replay_captured_graphs(graphed: LLM) -> None:
+    assert graphed.plan.backend == "cuda"
+    before = graphed.stats()
+    generate(graphed, GREEDY, PROMPTS[:3])
+    after = graphed.stats()
+    replays = {size: count - before.replays.get(size, 0) for size, count in after.replays.items()}
+    decode_steps = after.steps - before.steps - (after.mixed_steps - before.mixed_steps)
+    assert sum(replays.values()) == decode_steps >= 31
+    assert replays[3] > 0
+    assert after.eager_fallbacks == {}
+
+
+def test_nothing_is_compiled_or_captured_after_warm_up(graphed: LLM) -> None:
+    generate(graphed, GREEDY)
+    generate(graphed, SAMPLED)
+    stats = graphed.stats()
+    assert stats.captures == len(graphed.plan.capture_sizes) * 3
+    assert stats.captures_after_warmup == 0
+    assert stats.compiles_after_warmup == 0
+
+
+@pytest.mark.parametrize("execution", ["graph", "compile"])
+def test_sampled_tokens_are_those_of_eager(execution: str, eager_samples: list[list[int]]) -> None:
+    with on_gpu(execution=execution) as llm:
+        assert generate(llm, SAMPLED) == eager_samples
+
+
+def test_a_seeded_request_draws_the_same_alone_and_among_others(graphed: LLM) -> None:
+    together = generate(graphed, SAMPLED)
+    alone = [generate(graphed, [params], [prompt])[0] for prompt, params in zip(PROMPTS, SAMPLED, strict=True)]
+    assert alone == together
+
+
+@pytest.mark.parametrize("poison", [math.nan, math.inf, 1e4])
+def test_poison_where_padded_rows_read_harms_nobody(poison: float, cpu_tokens: list[list[int]]) -> None:
+    """One graph of six rows serves one request: five rows of padding read and write the null block."""
+    with on_gpu(capture_sizes=[6], enable_prefix_caching=False) as llm:
+        for pages in llm._runner.kv_cache:
+            for tensor in pages:
+                tensor.fill_(poison)
+        assert generate(llm, GREEDY, PROMPTS[:1]) == cpu_tokens[:1]
+        assert generate(llm, GREEDY, PROMPTS[:3]) == cpu_tokens[:3]
+        assert llm.stats().padding_rows > 0
+
+
+def test_the_callers_stream_and_modes_change_no_token(graphed: LLM, cpu_tokens: list[list[int]]) -> None:
+    with torch.inference_mode(), torch.autocast("cuda", torch.bfloat16):
+        assert generate(graphed, GREEDY) == cpu_tokens
+    with torch.cuda.stream(torch.cuda.Stream()):
+        assert generate(graphed, GREEDY) == cpu_tokens
+    torch.cuda.synchronize()
+
+
+def test_bfloat16_generates_through_graphs() -> None:
+    with on_gpu(dtype="bfloat16") as llm:
+        assert [len(tokens) for tokens in generate(llm, GREEDY)] == [32] * len(PROMPTS)
+        assert llm.stats().replays
+
+
+def test_closing_gives_the_memory_back() -> None:
+    def held() -> int:
+        gc.collect()
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()
+        return torch.cuda.memory_allocated()
+
+    with on_gpu() as llm:  # what torch keeps for itself (cuBLAS workspaces, compiled kernels) is there afterwards
+        generate(llm, GREEDY)
+    del llm
+    before = held()
+    for _ in range(2):
+        llm = on_gpu(kv_cache_memory="64MiB")
+        generate(llm, GREEDY)
+        assert held() > before + (64 << 20)
+        llm.close()
+        del llm
+        assert held() <= before + (4 << 20)
+
+
+def test_two_engines_live_side_by_side(graphed: LLM, cpu_tokens: list[list[int]]) -> None:
+    with on_gpu(max_num_seqs=3) as other:
+        streams = [graphed.stream(PROMPTS[0], GREEDY), other.stream(PROMPTS[1], GREEDY)]
+        tokens: list[list[int]] = [[], []]
+        for both in zip_longest(*streams):  # a step of one, a step of the other
+            for delta, seen in zip(both, tokens, strict=True):
+                seen += delta.token_ids if delta is not None else []
+    assert tokens == cpu_tokens[:2]

@@ -1,0 +1,256 @@
+"""Compiled pieces: compiled once, for one class of shapes, alone; and nothing of the process left changed.
+
+Few and tiny functions: each compilation takes seconds.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import threading
+import weakref
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+from torch import Tensor
+
+from ostinato.graphs import compiled
+from ostinato.graphs.ambient import neutral_state
+from ostinato.graphs.compiled import CompiledPiece, cache_folder, compile_scope, cpp_compiler_problem
+from ostinato.layers.errors import CaptureError
+
+pytestmark = pytest.mark.skipif(cpp_compiler_problem() is not None, reason="needs a C++ compiler")
+
+Dims = Iterable[tuple[Tensor, int]]
+
+
+def write_and_sum(cache: Tensor, x: Tensor, slots: Tensor, factor: float = 2.0) -> Tensor:
+    """What a layer does in small: write into the caller's tensor, read what was written."""
+    cache.index_copy_(0, slots, x)
+    return cache.sum(0) + factor * x
+
+
+def write_and_sum_rows(cache: Tensor, x: Tensor, slots: Tensor) -> Dims:
+    return [(x, 0), (slots, 0)]
+
+
+def call(run: Any, rows: int, cache: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """``run`` on ``rows`` rows; the result and the written cache."""
+    cache = torch.zeros(200, 4) if cache is None else cache
+    x = torch.arange(rows * 4.0).view(rows, 4)
+    return run(cache, x, torch.arange(rows) * 2), cache
+
+
+def settings() -> dict[str, Any]:
+    """All that a compilation might leave behind in this process."""
+    import torch._dynamo.config
+    import torch._inductor.config
+
+    return {
+        "environment": dict(os.environ),
+        "inductor": torch._inductor.config.get_config_copy(),
+        "dynamo": torch._dynamo.config.get_config_copy(),
+        "default dtype": torch.get_default_dtype(),
+        "threads": torch.get_num_threads(),
+        "random state": torch.get_rng_state().tolist(),
+        "gradients": torch.is_grad_enabled(),
+        "running threads": {thread.name for thread in threading.enumerate()} - {"tqdm_monitor"},
+        "children": {child.pid for child in psutil.Process().children(recursive=True)},
+    }
+
+
+@pytest.fixture(scope="module")
+def changed() -> dict[str, Any]:
+    """Filled by ``piece``: what its compilation changed."""
+    return {}
+
+
+@pytest.fixture(scope="module")
+def piece(changed: dict[str, Any]) -> CompiledPiece:
+    """One piece with a symbolic number of rows, compiled on three."""
+    made = CompiledPiece(write_and_sum, write_and_sum_rows)
+    assert made.compiles == 0
+    before = settings()
+    with neutral_state("cpu"):
+        call(made, 3)
+    after = settings()
+    changed |= {name: (before[name], after[name]) for name in before if before[name] != after[name]}
+    return made
+
+
+# One compilation.
+
+
+@pytest.mark.parametrize("rows", [2, 3, 4, 7, 64, 99])
+def test_any_number_of_rows_runs_the_same_code(piece: CompiledPiece, rows: int) -> None:
+    with neutral_state("cpu"):
+        (got, cache), (want, written) = call(piece, rows), call(write_and_sum, rows)
+    torch.testing.assert_close(got, want)
+    assert torch.equal(cache, written)
+    assert piece.compiles == 1
+
+
+@pytest.mark.parametrize(
+    "caller",
+    [
+        torch.no_grad(),
+        torch.enable_grad(),
+        torch.inference_mode(),
+        torch.autocast("cpu", torch.bfloat16),
+        torch.device("meta"),
+    ],
+    ids=["no_grad", "enable_grad", "inference_mode", "autocast", "device"],
+)
+def test_a_caller_in_another_mode_gets_the_same_values_and_no_compilation(piece: CompiledPiece, caller: Any) -> None:
+    with neutral_state("cpu"):
+        want = call(piece, 5)[0]
+    with caller, neutral_state("cpu"):
+        got = call(piece, 5)[0]
+    assert torch.equal(got, want)
+    assert piece.compiles == 1
+
+
+def test_a_caller_with_another_default_dtype_gets_the_same_values_and_no_compilation(piece: CompiledPiece) -> None:
+    torch.set_default_dtype(torch.float64)
+    try:
+        with neutral_state("cpu"):
+            got = call(piece, 5)[0]
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert got.dtype is torch.float32
+    assert piece.compiles == 1
+
+
+def test_a_piece_knows_the_name_of_its_function(piece: CompiledPiece) -> None:
+    assert piece.name == "write_and_sum"
+
+
+# Pieces of one function.
+
+
+def test_ten_pieces_of_one_function_are_independent(piece: CompiledPiece) -> None:
+    """Torch gives up on a code object after eight compilations: every piece has a code object of its own."""
+
+    def one_row(cache: Tensor, x: Tensor, slots: Tensor) -> Dims:
+        return []
+
+    pieces = [CompiledPiece(write_and_sum, one_row) for _ in range(9)]
+    with neutral_state("cpu"):
+        for number, made in enumerate(pieces):
+            assert made.compiles == 0
+            got, _ = call(made, 1, torch.full((200, 4), float(number)))
+            want, _ = call(write_and_sum, 1, torch.full((200, 4), float(number)))
+            torch.testing.assert_close(got, want)
+            assert made.compiles == 1
+        torch.testing.assert_close(call(piece, 9)[0], call(write_and_sum, 9)[0])
+    assert [made.compiles for made in (piece, *pieces)] == [1] * 10
+    assert not torch._dynamo.eval_frame._debug_get_cache_entry_list(write_and_sum.__code__)
+
+
+def test_the_compiled_form_dies_with_its_piece() -> None:
+    def small(x: Tensor) -> Tensor:
+        return x + 1
+
+    def compiled_functions() -> set[str]:
+        """Dynamo's names for compiled functions, in the globals of the function that was compiled."""
+        return {name for name in globals() if name.startswith("__compiled_fn")}
+
+    gc.collect()
+    before = compiled_functions()
+    made = CompiledPiece(small, lambda x: [])
+    with neutral_state("cpu"):
+        made(torch.zeros(2))
+    form = weakref.ref(torch._dynamo.eval_frame._debug_get_cache_entry_list(made._code)[0].code)
+    assert len(compiled_functions() - before) == 1
+    del made
+    gc.collect()
+    assert form() is None
+    assert compiled_functions() == before
+
+
+# What is refused.
+
+
+def test_a_dimension_that_the_function_specialises_is_an_error() -> None:
+    def three_rows_only(x: Tensor) -> Tensor:
+        return x * 2 if x.shape[0] == 3 else x
+
+    made = CompiledPiece(three_rows_only, lambda x: [(x, 0)])
+    with neutral_state("cpu"), pytest.raises(Exception, match=r"[Cc]onstraint"):
+        made(torch.zeros(3, 2))
+    assert made.compiles == 0
+
+
+def test_a_function_that_leaves_the_graph_is_an_error() -> None:
+    def breaks(x: Tensor) -> Tensor:
+        torch._dynamo.graph_break()
+        return x + 1
+
+    with neutral_state("cpu"), pytest.raises(torch._dynamo.exc.Unsupported):
+        CompiledPiece(breaks, lambda x: [])(torch.zeros(3))
+
+
+def test_a_process_in_which_torch_does_not_compile_is_told_so() -> None:
+    def small(x: Tensor) -> Tensor:
+        return x + 1
+
+    with torch.compiler.set_stance("force_eager"), pytest.raises(CaptureError, match=r"small: torch\.compile did not"):
+        CompiledPiece(small, lambda x: [])(torch.zeros(3))
+
+
+# Manners.
+
+
+def test_compiling_changes_nothing_of_the_process(piece: CompiledPiece, changed: dict[str, Any]) -> None:
+    """Environment, settings, random state; and neither a thread nor a compiler process is left running."""
+    assert changed == {}
+
+
+@pytest.mark.parametrize("given", [None, "mine"])
+def test_the_compile_scope_sets_the_folder_and_restores_the_environment(
+    given: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from torch._inductor import config
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
+    folder = tmp_path / "ostinato" / f"inductor-{torch.__version__}"
+    if given is not None:
+        folder = tmp_path / given
+        monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(folder))
+    before, threads = dict(os.environ), config.compile_threads
+    for error in (None, ZeroDivisionError):
+        with pytest.raises(error) if error else monkeypatch.context(), compile_scope():
+            assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(folder) == str(cache_folder())
+            assert folder.is_dir()
+            if error:
+                raise error
+        assert dict(os.environ) == before
+        assert config.compile_threads == threads
+    if given is None:
+        assert folder.stat().st_mode & 0o077 == 0
+
+
+def test_the_default_cache_is_in_the_users_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setenv("HOME", "/home/somebody")
+    assert cache_folder() == Path(f"/home/somebody/.cache/ostinato/inductor-{torch.__version__}")
+
+
+def test_a_missing_compiler_is_a_reason_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch._inductor.cpp_builder as builder
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    def absent() -> str:
+        raise InvalidCxxCompiler
+
+    assert cpp_compiler_problem() is None
+    monkeypatch.setattr(builder, "get_cpp_compiler", absent)
+    problem = compiled.cpp_compiler_problem()
+    assert problem
+    assert "\n" not in problem
