@@ -68,7 +68,7 @@ class LLM:
                 startup.enter_context(toolchain_prepared())
             raw, generation = read_config(folder), read_generation_config(folder)
             self.default_sampling_params = GenerationDefaults.from_json(generation)
-            self._eos = eos_token_ids(raw, generation)
+            self._eos = frozenset(t for t in eos_token_ids(raw, generation) if t < self.plan.spec.vocab_size)
             self.tokenizer: Tokenizer | None = Tokenizer.load(folder)
             decoder = _load(self.plan, raw, progress)
             progress("starting the compiler" if self.plan.compiles else "allocating the KV cache")
@@ -369,7 +369,7 @@ class TokenStream(Iterator[StreamDelta]):
         self.close()
 
     def __del__(self) -> None:
-        """A stream that nobody holds cancels its request: before the next step, for this may run in the midst of one."""
+        """A stream that nobody holds cancels its request before the next step; this may run in the midst of one."""
         if self._llm is not None:
             self._llm._dropped.append(self._request)
 

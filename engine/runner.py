@@ -50,7 +50,7 @@ class ModelRunner:
             num_blocks = max(plan.num_blocks, MIN_BLOCKS)
             kv_cache = allocate_kv_cache(plan.spec, num_blocks, config.block_size, plan.dtype, plan.device)
             rope = rope_of(decoder, plan.max_model_len, plan.device)
-        self.pieces = StepPieces(decoder, compiled=plan.compiles and self.fallback_reason is None)
+        self.pieces = StepPieces(decoder, config.max_num_seqs, compiled=plan.compiles and self.fallback_reason is None)
         self.graphs: GraphSet[Sampling] | None = None
         if self.backend in ("cuda", "host", "emulated"):
             self.graphs = GraphSet(plan.capture_sizes, self.backend, plan.device)
@@ -87,7 +87,7 @@ class ModelRunner:
 
     def _compile(self, progress: Progress) -> None:
         """Run every piece once per class of shapes, on padding."""
-        for rows in (1, HINT_ROWS)[: self.plan.config.max_num_seqs]:
+        for rows in (HINT_ROWS, 1) if self.plan.config.max_num_seqs > 1 else (1,):
             for sampling in Sampling:
                 progress(f"compiling decode, batch {'1' if rows == 1 else '2 and up'}, {sampling.value}")
                 self._decode(rows, sampling, HINT_WIDTH)
@@ -119,6 +119,8 @@ class ModelRunner:
         if self.graphs is not None:
             self.graphs.close()
         self._model = None
+        if self.plan.device.type == "cuda":
+            torch.cuda.empty_cache()
 
     @property
     def _open_model(self) -> StepModel:

@@ -3,9 +3,13 @@
 Three classes. *single*: one row, static, in the form that reads weights at memory bandwidth on a CPU. *rows*: two rows
 or more, their number symbolic. *tokens*: a mixed step's tokens, two or more, their number symbolic. The width of the
 block table and the number of KV blocks are symbolic in all, so neither a longer context nor another cache size compiles
-anew. Sizes that are symbolic in one call must differ in the call that compiles it (equal ones would be taken for one):
-``HINT_ROWS``, ``HINT_WIDTH`` and at least ``MIN_BLOCKS`` blocks. Layers of one kind share one compiled form. Knows
-which dimension of which argument varies; compiles nothing by itself: the first call of a piece does.
+anew. Layers of one kind share one compiled form; the sampler's passes share one for any number of rows: code made for
+several rows is right for one, since nothing in it compares row counts. The head of several rows is a norm and a matrix
+product, which gain nothing by compiling.
+
+Sizes that are symbolic in one call must differ in the call that compiles it (equal ones would be taken for one):
+``HINT_ROWS``, ``HINT_WIDTH`` and at least ``MIN_BLOCKS`` blocks. Knows which dimension of which argument varies;
+compiles nothing by itself: the first call of a piece does.
 """
 
 from __future__ import annotations
@@ -55,15 +59,19 @@ def _pages_and_tokens(block: Block, x: Tensor, k_cache: Tensor, v_cache: Tensor,
 class StepPieces:
     """Every piece of one engine: ``for_rows(n)`` serves decode rows and sampling rows, ``for_tokens`` mixed steps."""
 
-    def __init__(self, decoder: Decoder, *, compiled: bool) -> None:
+    def __init__(self, decoder: Decoder, max_num_seqs: int, *, compiled: bool) -> None:
         self.compiled = compiled
         self._compiled: list[CompiledPiece] = []
+        self._single = self._rows = self.for_tokens = eager_pieces(decoder)
         if compiled:
-            self._single = self._make(decoder, _pages, _none)
-            self._rows = self._make(decoder, _pages_and_rows, _first_dims)
-            self.for_tokens = Pieces(layers=self._layers(decoder, _pages_and_tokens))
-        else:
-            self._single = self._rows = self.for_tokens = eager_pieces(decoder)
+            several = max_num_seqs > 1
+            narrow, draw = (self._piece(f, _first_dims if several else _none) for f in (sampler.narrow, sampler.draw))
+            single, rows, tokens = (
+                self._layers(decoder, dims) for dims in (_pages, _pages_and_rows, _pages_and_tokens)
+            )
+            self._single = Pieces(single, self._piece(decode_step.head, _none), narrow=narrow, draw=draw)
+            self._rows = Pieces(rows, narrow=narrow, draw=draw)
+            self.for_tokens = Pieces(tokens)
 
     def for_rows(self, rows: int) -> Pieces:
         """The forms for ``rows`` rows."""
@@ -73,15 +81,6 @@ class StepPieces:
     def compiles(self) -> int:
         """Compiled forms that exist now, over all pieces."""
         return sum(piece.compiles for piece in self._compiled)
-
-    def _make(self, decoder: Decoder, meta: SymbolicDims, rows: SymbolicDims) -> Pieces:
-        """All pieces of a decode step; what varies is said for the layers and for the rest."""
-        return Pieces(
-            layers=self._layers(decoder, meta),
-            head=self._piece(decode_step.head, rows),
-            narrow=self._piece(sampler.narrow, rows),
-            draw=self._piece(sampler.draw, rows),
-        )
 
     def _layers(self, decoder: Decoder, symbolic: SymbolicDims) -> tuple[CompiledPiece, ...]:
         by_kind = {layer: self._piece(decode_step.layer, symbolic) for layer in dict.fromkeys(decoder.spec.layers)}

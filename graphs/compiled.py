@@ -11,10 +11,12 @@ from __future__ import annotations
 
 import contextlib
 import os
+import platform
 import threading
 import types
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -96,13 +98,15 @@ def compile_scope() -> Iterator[None]:
     before = _inductor_variables()
     os.environ.update(TORCHINDUCTOR_CACHE_DIR=str(folder), TORCH_WARM_POOL="0")
     threads = 1 if torch.cuda.is_available() else max(1, min(8, os.cpu_count() or 1))  # more would mean processes there
+    had_pool = AsyncCompile.pool.cache_info().currsize
     try:
         with inductor_config.patch(compile_threads=threads):
             yield
-            if threads > 1:
-                AsyncCompile.pool().shutdown()
-                AsyncCompile.pool.cache_clear()
     finally:
+        if AsyncCompile.pool.cache_info().currsize > had_pool:
+            with inductor_config.patch(compile_threads=threads):
+                AsyncCompile.pool().shutdown()
+            AsyncCompile.pool.cache_clear()
         for name in _inductor_variables().keys() - before.keys():
             del os.environ[name]  # Inductor hands addresses to what it loads this way
         os.environ.update(before)
@@ -131,8 +135,20 @@ def _compile_something() -> None:
     from torch._inductor.codecache import CppPythonBindingsCodeCache
 
     if cpp_compiler_problem() is None:
+        _probe_vector_isas()
         source = '#include <torch/csrc/inductor/cpp_prefix.h>\nextern "C" void kernel(float* out) { out[0] = 0; }\n'
         CppPythonBindingsCodeCache.load_pybinding(["float*"], source)
+
+
+def _probe_vector_isas() -> None:
+    """Let the compiler try the vector instruction sets of this processor side by side; Inductor alone asks in turn."""
+    from torch._inductor import cpu_vec_isa
+
+    if platform.machine() in ("x86_64", "AMD64"):
+        flags = cpu_vec_isa.x86_isa_checker()
+        candidates = [isa for isa in cpu_vec_isa.supported_vec_isa_list if set(str(isa).split()) <= set(flags)]
+        with ThreadPoolExecutor(len(candidates) or 1) as pool:
+            list(pool.map(bool, candidates))
 
 
 def cpp_compiler_problem() -> str | None:

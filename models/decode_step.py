@@ -139,7 +139,6 @@ class Pieces:
     layers: Sequence[Callable[..., Tensor]]
     """``layer`` in this make, one per layer: layers of different kinds are compiled apart."""
     head: Callable[..., Tensor] = head
-    temper: Callable[..., sampler.Tempered] = sampler.temper
     narrow: Callable[..., Tensor] = sampler.narrow
     draw: Callable[..., Tensor] = sampler.draw
 

@@ -217,12 +217,10 @@ def test_requests_of_a_batch_decode_together(bench: Workbench) -> None:
     assert after.requests_running == 0
 
 
-def test_warm_up_is_what_is_neither_reading_nor_loading_nor_allocating(bench: Workbench) -> None:
-    assert set(bench_compile.NOT_WARM_UP) <= set(bench.llm.startup), "a phase of start-up has another name now"
-    assert bench_compile.warm_up_phases(bench.llm.startup) == {}, "without compiling there is no warm-up"
-    assert bench_compile.warm_up_phases({"loading weights": 1.0, "compiling prompts": 2.0}) == {
-        "compiling prompts": 2.0
-    }
+def test_a_start_reports_its_seconds_by_phase(bench: Workbench) -> None:
+    start = bench_compile.start(str(bench.folder), {**bench.engine_options, "execution": "eager"})
+    assert sum(start["phases"].values()) <= start["seconds"]
+    assert start["cpu_seconds"] > 0
 
 
 def test_resident_memory_is_the_kernels_count() -> None:
