@@ -55,7 +55,7 @@ $(STAMP):
 
 # Uncompiled, so that it starts at once; without --execution it compiles first, which takes a while the first time.
 demo: setup
-	$(BIN)/ostinato generate demo "def read_lines(path):" --execution eager --seed 1 --temperature 0.6 --max-tokens 120
+	$(BIN)/ostinato generate demo "def read_lines(path):" --execution eager --temperature 0.7 --top-p 0.9 --seed 4 --max-tokens 128
 
 test: setup
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
