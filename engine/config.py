@@ -1,10 +1,12 @@
-"""What the caller asked for: every engine option, checked on its own. What follows from it is ``memory.resolve``.
+"""What the caller asked for: every engine option, checked on its own. What follows from it is ``plan.make_plan``.
 
 Knows no checkpoint and no torch. A plan that can be printed before anything is allocated comes from ``resolve()``.
 """
 
 from __future__ import annotations
 
+import contextlib
+import operator
 import os
 import re
 from collections.abc import Sequence
@@ -13,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ostinato.layers.errors import ConfigError
-from ostinato.sampling_params import nearest
+from ostinato.sampling_params import nearest, show
 
 if TYPE_CHECKING:
     from ostinato.plan import Plan
@@ -138,11 +140,13 @@ def _flag(name: str, value: object) -> bool:
 
 
 def _integer(name: str, value: Any, low: int, high: int) -> int:
-    if not isinstance(value, bool) and hasattr(value, "__index__"):
-        number = int(value.__index__())
-        if low <= number <= high:
-            return number
-    raise ConfigError(f"{name}: expected an integer from {low:,} to {high:,}, got {value!r}")
+    number = None
+    if not isinstance(value, bool):
+        with contextlib.suppress(TypeError):
+            number = operator.index(value)
+    if number is None or not low <= number <= high:
+        raise ConfigError(f"{name}: expected an integer from {low:,} to {high:,}, got {show(value)}")
+    return number
 
 
 def _integer_or_none(name: str, value: object, low: int, high: int) -> int | None:
@@ -150,7 +154,7 @@ def _integer_or_none(name: str, value: object, low: int, high: int) -> int | Non
 
 
 def _bytes_or_none(name: str, value: object) -> int | None:
-    """Bytes from an integer or from a number with a unit: "2GiB", "500 MB", "1.5e9"."""
+    """Bytes from an integer or from a number with a unit: "2GiB", "500 MB", "1.5gb"."""
     if value is None:
         return None
     number: Any = value
@@ -159,14 +163,14 @@ def _bytes_or_none(name: str, value: object) -> int | None:
         unit = None if match is None else _UNITS.get(match[2].lower())
         if match is None or unit is None:
             raise ConfigError(f"{name}: expected bytes, as an integer or like '2GiB' or '500MB', got {value!r}")
-        number = int(float(match[1]) * unit)
+        number = min(1 << 61, int(min(float(match[1]) * unit, 1e30)))
     return _integer(name, number, 1, 1 << 60)
 
 
 def _sizes(value: Sequence[int] | None, max_num_seqs: object) -> tuple[int, ...] | None:
     if value is None:
         return None
-    if isinstance(value, str | bytes) or not hasattr(value, "__iter__") or not value:
+    if isinstance(value, str | bytes) or not hasattr(value, "__len__") or len(value) == 0:
         raise ConfigError(f"capture_sizes: expected batch sizes, as in [1, 2, 4, 8], got {value!r}")
     top = _integer("max_num_seqs", max_num_seqs, 1, 4096)
     return tuple(_integer("capture_sizes", size, 1, top) for size in value)

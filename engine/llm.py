@@ -45,6 +45,10 @@ from ostinato.tokenizer import Tokenizer
 Messages = Sequence[Mapping[str, Any]]
 
 
+class StepFault(OstinatoError):
+    """A step raised; every request that took part in it has ended, and the cause is chained."""
+
+
 class LLM:
     """A language model in this process. Options are those of ``EngineConfig``; use it in a ``with`` or ``close()`` it.
 
@@ -55,15 +59,16 @@ class LLM:
     def __init__(self, model: str | os.PathLike[str], **options: Any) -> None:
         """Resolve, load and warm up. ``ConfigError`` and ``ModelLoadError`` come before memory is taken."""
         self._lock = threading.RLock()
-        self._dead: BaseException | str | None = None
+        self._closed = False
         self._submitted = 0
+        self._live: dict[int, Request] = {}  # requests that have not ended, or whose end was not delivered yet
         self._processors: dict[int, OutputProcessor] = {}
         self._dropped: deque[Request] = deque()  # of streams that nobody holds any more; ended before the next step
         with contextlib.ExitStack() as startup:
             progress = startup.enter_context(StartupProgress())
             progress("reading the checkpoint")
             self.plan: Plan = EngineConfig(model, **options).resolve()
-            folder, config = self.plan.folder, self.plan.config
+            folder = self.plan.folder
             if self.plan.compiles and self.plan.device.type == "cpu":
                 startup.enter_context(toolchain_prepared())
             raw, generation = read_config(folder), read_generation_config(folder)
@@ -75,10 +80,7 @@ class LLM:
             self._runner = ModelRunner(self.plan, decoder)
             self._runner.warm_up(progress)
         self.startup = progress.seconds
-        self._pool = BlockPool(self.plan.num_blocks, config.block_size, config.enable_prefix_caching)
-        self._scheduler = Scheduler(
-            self._pool, config.max_num_seqs, config.max_num_batched_tokens, self.plan.max_model_len
-        )
+        self._new_scheduler()
 
     # What callers ask for.
 
@@ -139,12 +141,13 @@ class LLM:
     def close(self) -> None:
         """End all requests and free graphs, KV cache and weights. Again: no effect."""
         with self._lock:
-            if self._dead is not None and not hasattr(self, "_runner"):
+            if self._closed:
                 return
-            self._abort_all()
-            self._dead = self._dead or "it was closed"
-            self._runner.close()
-            del self._runner
+            self._closed = True
+            try:
+                self._abort_all()
+            finally:
+                self._runner.close()
 
     def __enter__(self) -> LLM:
         """The engine itself."""
@@ -170,6 +173,7 @@ class LLM:
                 self._scheduler.add(request)
                 requests.append(request)
                 self._processors[request.request_id] = OutputProcessor(self.tokenizer, request, prompt.text)
+                self._live[request.request_id] = request
         except BaseException:
             self._abort(requests)
             raise
@@ -210,7 +214,7 @@ class LLM:
     def _run(self, requests: Sequence[Request], use_tqdm: bool) -> list[RequestOutput]:
         bar = tqdm(total=len(requests), desc="generating", unit="request") if use_tqdm else None
         try:
-            while (done := sum(request.status is RequestStatus.FINISHED for request in requests)) < len(requests):
+            while (done := sum(request.request_id not in self._live for request in requests)) < len(requests):
                 with self._lock:
                     self._check_alive()
                     self._step()
@@ -218,76 +222,100 @@ class LLM:
                     bar.update(done - bar.n)
         finally:
             if bar is not None:
-                bar.update(sum(request.status is RequestStatus.FINISHED for request in requests) - bar.n)
+                bar.update(sum(request.request_id not in self._live for request in requests) - bar.n)
                 bar.close()
+        for request in requests:
+            if isinstance(request.error, StepFault):
+                raise request.error
         with self._lock:
             return [self._processors.pop(request.request_id).output() for request in requests]
 
     def _step(self) -> None:
         """One step of everything that runs. A fault in it ends the requests of that step and is raised."""
         self._end_dropped()
-        step = self._scheduler.next_step()
-        if step is None:
-            return
+        self._deliver()  # what an interrupted step left
+        step = None
         try:
-            tokens = self._runner.execute(step)
-            sampled = self._scheduler.commit(step, tokens)
+            step = self._scheduler.next_step()
+            if step is None:
+                return
+            self._scheduler.commit(step, self._runner.execute(step))
         except BaseException as error:
-            self._recover(error)
-            if isinstance(error, Exception):
-                fault = OstinatoError(
-                    f"a step of {len(step.requests)} requests failed: {type(error).__name__}: {error}"
-                )
-                fault.__cause__ = error
-                self._scheduler.fail(step, fault)
-                for request in step.requests:
-                    self._finish_output(request)
-                raise fault from error
-            raise
-        for request in sampled:
-            self._push(request)
+            self._recover()
+            if step is None or not isinstance(error, Exception):
+                raise  # an interrupt ends its caller's requests; those of others go on
+            fault = StepFault(f"a step of {len(step.requests)} requests failed: {type(error).__name__}: {error}")
+            fault.__cause__ = error
+            for request in step.requests:
+                self._scheduler.finish(request, "error", error=fault)
+            self._deliver()
+            raise fault from error
+        self._deliver()
 
-    def _recover(self, error: BaseException) -> None:
-        """After a step that did not end: nothing on the device counts, and the books must still balance."""
+    def _recover(self) -> None:
+        """After a step that did not end: nothing on the device counts, and the books must balance.
+
+        An interrupt may strike between any two lines of the scheduler, so books that do not balance are written anew:
+        every request that has not ended goes back to waiting, in order, and its blocks are computed again.
+        """
         self._runner.drop_step()
         try:
             self._scheduler.check()
         except RuntimeError:
-            self._dead = error
+            self._new_scheduler()
+            for request in sorted(self._live.values(), key=lambda request: request.request_id):
+                if request.status is not RequestStatus.FINISHED:
+                    request.restart()
+                    self._scheduler.add(request)
 
-    def _push(self, request: Request) -> None:
-        processor = self._processors.get(request.request_id)
-        if processor is None:
-            return
-        if request.error is None:
-            stop_string = processor.push(request.token_ids[-1])
-            if stop_string is not None:
-                self._scheduler.finish(request, "stop", stop_string)
-        self._finish_output(request)
+    def _new_scheduler(self) -> None:
+        config, plan = self.plan.config, self.plan
+        self._pool = BlockPool(plan.num_blocks, config.block_size, config.enable_prefix_caching)
+        self._scheduler = Scheduler(self._pool, config.max_num_seqs, config.max_num_batched_tokens, plan.max_model_len)
 
-    def _finish_output(self, request: Request) -> None:
-        if request.status is RequestStatus.FINISHED and request.request_id in self._processors:
-            self._processors[request.request_id].finish()
+    def _deliver(self) -> None:
+        """Bring every generated token to its output processor, and finish those whose request has ended."""
+        for request in list(self._live.values()):
+            processor = self._processors[request.request_id]
+            try:
+                for token in processor.unpushed:
+                    stop_string = processor.push(token)
+                    if stop_string is not None:
+                        self._scheduler.finish(request, "stop", stop_string)
+                        break
+            except Exception as error:  # a tokenizer's fault is that request's alone
+                fault = OstinatoError(f"request {request.request_id}: its text could not be made: {error!r}")
+                fault.__cause__ = error
+                self._scheduler.finish(request, "error", error=fault)
+            if request.status is RequestStatus.FINISHED:
+                processor.finish()
+                del self._live[request.request_id]
 
     def _next_delta(self, request: Request) -> StreamDelta | None:
-        """The next delta of a stream, running steps until there is one; None after its last."""
-        with self._lock:
-            processor = self._processors.get(request.request_id)
-            if processor is None:
-                return None
-            while (delta := processor.take_delta()) is None:
-                self._check_alive()
-                self._step()
-            if delta.finished:
-                del self._processors[request.request_id]
-            return delta
+        """The next delta of a stream, running steps until there is one; None after its last.
+
+        The lock is free between steps, so that other callers have their turns.
+        """
+        while True:
+            with self._lock:
+                processor = self._processors.get(request.request_id)
+                if processor is None:
+                    return None
+                delta = processor.take_delta()
+                if delta is None:
+                    self._check_alive()
+                    self._step()
+                elif delta.finished:
+                    del self._processors[request.request_id]
+            if delta is not None:
+                return delta
 
     def _abort(self, requests: Sequence[Request]) -> None:
         """End requests that have not ended, and let go of all of them."""
         with self._lock:
             for request in requests:
-                if hasattr(self, "_scheduler"):
-                    self._scheduler.finish(request, "abort")
+                self._scheduler.finish(request, "abort")
+                self._live.pop(request.request_id, None)
                 self._processors.pop(request.request_id, None)
 
     def _end_dropped(self) -> None:
@@ -295,15 +323,13 @@ class LLM:
             self._abort([self._dropped.popleft()])
 
     def _abort_all(self) -> None:
-        for request in [*self._scheduler.running, *self._scheduler.waiting]:
+        for request in list(self._live.values()):
             self._scheduler.finish(request, "abort")
-            self._finish_output(request)
+        self._deliver()
 
     def _check_alive(self) -> None:
-        if isinstance(self._dead, BaseException):
-            raise EngineDead(f"the engine is unusable after a fault: {self._dead!r}") from self._dead
-        if self._dead is not None:
-            raise EngineDead(f"the engine is not usable: {self._dead}")
+        if self._closed:
+            raise EngineDead("the engine is closed")
 
     def _stats(self) -> Stats:
         runner, pool, scheduler = self._runner, self._pool, self._scheduler

@@ -32,6 +32,13 @@ class OutputProcessor:
         self._finished = False
         self._last_delivered = False
 
+    @property
+    def unpushed(self) -> list[int]:
+        """The generated tokens that were not pushed yet; none after a stop string."""
+        if self._stop_string is not None:
+            return []
+        return self._request.token_ids[self._request.num_prompt_tokens + self._num_pushed :]
+
     def push(self, token_id: int) -> str | None:
         """Add one generated token; return the stop string that it completes: the caller then ends the request.
 
@@ -40,7 +47,8 @@ class OutputProcessor:
         if self._stop_string is not None:
             return None
         self._num_pushed += 1
-        if self._stream is None or self._request.finish_reason == "stop":
+        ends_it = self._request.finish_reason == "stop" and self._num_pushed == self._request.num_generated
+        if self._stream is None or ends_it:
             return None
         return self._add(self._stream.push(token_id))
 

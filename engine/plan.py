@@ -165,6 +165,11 @@ def _num_blocks(config: EngineConfig, max_model_len: int, kv_bytes_per_token: in
     block_bytes = kv_bytes_per_token * config.block_size
     wanted = config.max_num_seqs * blocks_for(max_model_len, config.block_size) + 1
     if config.kv_cache_memory is not None:
+        if config.kv_cache_memory > free:
+            raise ConfigError(
+                f"kv_cache_memory = {format_bytes(config.kv_cache_memory)} ({config.kv_cache_memory:,} bytes) is more "
+                f"than the {format_bytes(free)} that are free beside the weights"
+            )
         return config.kv_cache_memory // block_bytes
     return min(wanted, free // 4 // block_bytes)
 

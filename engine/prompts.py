@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -26,10 +28,8 @@ def as_list(prompts: Any) -> list[Any]:
     """One prompt or many as a list of prompts: a str and a flat sequence of ids are one prompt."""
     if isinstance(prompts, str):
         return [prompts]
-    if isinstance(prompts, bytes) or not hasattr(prompts, "__len__") or not hasattr(prompts, "__getitem__"):
+    if not _is_sequence(prompts):
         raise ParamError(f"prompts: expected str, token ids, or a list of either, got {type(prompts).__name__}")
-    if isinstance(prompts, dict):
-        raise ParamError("prompts: expected str, token ids, or a list of either, got dict")
     items = list(prompts)
     if not items or isinstance(items[0], str) or _is_sequence(items[0]):
         return items
@@ -67,16 +67,20 @@ def check_prompt(prompt: Any, tokenizer: Tokenizer | None, vocab_size: int) -> C
 
 
 def _is_sequence(value: Any) -> bool:
-    return hasattr(value, "__len__") and hasattr(value, "__getitem__") and not isinstance(value, str | bytes | dict)
+    if isinstance(value, str | bytes | dict) or not hasattr(value, "__getitem__"):
+        return False
+    try:
+        len(value)
+    except TypeError:  # an array without dimensions
+        return False
+    return True
 
 
 def _as_id(item: Any, place: int) -> int:
-    if isinstance(item, bool) or not hasattr(item, "__index__"):
-        raise ParamError(f"prompt: token id at {place} is {item!r}, a {type(item).__name__}; expected an integer")
-    try:
-        return int(item.__index__())
-    except TypeError as error:
-        raise ParamError(f"prompt: token id at {place}: {error}") from error
+    if not isinstance(item, bool):
+        with contextlib.suppress(TypeError):
+            return operator.index(item)
+    raise ParamError(f"prompt: token id at {place} is {item!r}, a {type(item).__name__}; expected an integer")
 
 
 def _check_range(token_ids: list[int], vocab_size: int) -> list[int]:

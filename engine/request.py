@@ -66,6 +66,13 @@ class Request:
         self.max_length = self.num_prompt_tokens + self.params.max_tokens
         self.token_ids = list(self.prompt_token_ids)
 
+    def restart(self) -> None:
+        """Back to waiting with nothing held or computed: the books it was in are gone, its tokens stay."""
+        self.status = RequestStatus.WAITING
+        self.num_computed_tokens = 0
+        self.block_ids = []
+        self.row_slot = self.admission = -1
+
     @property
     def num_generated(self) -> int:
         """Tokens generated so far."""

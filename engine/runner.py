@@ -15,7 +15,7 @@ from collections.abc import Callable
 import torch
 
 from ostinato.graphs.ambient import neutral_state
-from ostinato.graphs.compiled import cpp_compiler_problem
+from ostinato.graphs.compiled import cpp_compiler_problem, toolchain_failure
 from ostinato.graphs.graph_set import GraphSet
 from ostinato.layers.errors import EngineDead
 from ostinato.models.decode_step import Sampling, StepModel, rope_of
@@ -26,8 +26,8 @@ from ostinato.step import Step
 from ostinato.step_buffers import StepBuffers
 from ostinato.step_pieces import HINT_ROWS, HINT_WIDTH, MIN_BLOCKS, StepPieces
 
-Progress = Callable[[str], None]
-"""Told what start-up is doing now."""
+Progress = Callable[..., None]
+"""Told what start-up is doing now, and the fraction done where that is known."""
 
 
 class ModelRunner:
@@ -77,13 +77,28 @@ class ModelRunner:
         """Compile every piece for every class of shapes, then capture every graph; afterwards nothing is compiled."""
         with self._neutral():
             if self.pieces.compiled:
-                self._compile(progress)
+                self._compile_or_fall_back(progress)
             if self.graphs is not None:
-                progress(f"capturing {len(self.graphs.sizes)} batch sizes")
-                self.graphs.capture_all(Sampling, self._step_of)
+                captures, doing = (
+                    len(self.graphs.sizes) * len(Sampling),
+                    f"capturing {len(self.graphs.sizes)} batch sizes",
+                )
+                self.graphs.capture_all(Sampling, self._step_of, lambda done: progress(doing, done / captures))
             zero_null_block(self.kv_cache)
         self._warm_compiles = self.pieces.compiles
         self._warm_captures = self.graphs.captures if self.graphs else 0
+
+    def _compile_or_fall_back(self, progress: Progress) -> None:
+        """Compile; where the C++ compiler turns out to be broken, go on without compiling and count it."""
+        try:
+            self._compile(progress)
+        except Exception as error:
+            problem = toolchain_failure(error)
+            if problem is None:
+                raise
+            self.backend, self.fallback_reason = "eager", _report_eager(f"the C++ compiler fails: {problem}")
+            self.pieces = StepPieces(self._open_model.decoder, self.plan.config.max_num_seqs, compiled=False)
+            self.graphs = None
 
     def _compile(self, progress: Progress) -> None:
         """Run every piece once per class of shapes, on padding."""
@@ -98,6 +113,8 @@ class ModelRunner:
         """Run ``step``; the sampled token of each of its ``sample_rows``, -1 where logits were not finite."""
         samples, buffers = len(step.sample_rows), self.buffers
         with self._neutral():
+            if self.pieces.lost:
+                self._compile_again()
             if step.is_decode:
                 buffers.pack_decode(step)
                 self._run_decode(samples)
@@ -110,9 +127,15 @@ class ModelRunner:
         self._count(step)
         return tokens
 
+    def _compile_again(self) -> None:
+        """The host reset Dynamo: compile anew, on padding, as at warm-up; counted as late."""
+        self.buffers.forget()
+        self.pieces.compile_again()
+        self._compile(lambda *_: None)
+
     def drop_step(self) -> None:
         """The step handed to ``execute`` did not end well: what it left on the device counts for nothing."""
-        self.buffers.forget_tokens()
+        self.buffers.forget()
 
     def close(self) -> None:
         """Free graphs, KV cache and the hold on the model."""
@@ -134,7 +157,6 @@ class ModelRunner:
     def _run_decode(self, rows: int) -> None:
         if self.graphs is None:
             self._decode(rows, self.buffers.sampling, self.buffers.width)
-            self.counts["decode_steps"] += 1
         else:
             size = self.graphs.replay(rows, self.buffers.sampling)
             self.counts["padding_rows"] += size - rows
@@ -187,6 +209,11 @@ def _usable_backend(plan: Plan) -> tuple[str, str | None]:
     problem = cpp_compiler_problem()
     if problem is None:
         return plan.backend, None
-    advice = "Install g++ or clang++, or set CXX; execution='eager' silences this."
-    warnings.warn(f"ostinato runs uncompiled, several times slower: {problem} {advice}", RuntimeWarning, stacklevel=2)
-    return "eager", f"no C++ compiler ({problem})"
+    return "eager", _report_eager(f"no C++ compiler: {problem}")
+
+
+def _report_eager(reason: str) -> str:
+    """Warn that nothing is compiled, and why; returns ``reason``."""
+    advice = "Install g++ or clang++ (and Python's headers), or set CXX; execution='eager' silences this."
+    warnings.warn(f"ostinato runs uncompiled, several times slower: {reason}. {advice}", RuntimeWarning, stacklevel=2)
+    return reason

@@ -107,7 +107,7 @@ def nearest(name: str, known: Collection[str]) -> str:
     return f"; did you mean {close[0]!r}?" if close else f"; known are {', '.join(known)}"
 
 
-def _show(value: object) -> str:
+def show(value: object) -> str:
     """A value for an error message: short, and never an error of its own (a 5,000-digit int cannot be printed)."""
     try:
         text = repr(value)
@@ -118,22 +118,22 @@ def _show(value: object) -> str:
 
 def _integer(name: str, value: object, low: int, high: int) -> int:
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-        raise ParamError(f"{name} must be an integer, got {_show(value)}")
+        raise ParamError(f"{name} must be an integer, got {show(value)}")
     number = operator.index(value)
     if not low <= number <= high:
-        raise ParamError(f"{name} must be from {low} to {high}, got {_show(number)}")
+        raise ParamError(f"{name} must be from {low} to {high}, got {show(number)}")
     return number
 
 
 def _real(name: str, value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise ParamError(f"{name} must be a number, got {_show(value)}")
+        raise ParamError(f"{name} must be a number, got {show(value)}")
     try:
         number = float(value)
     except OverflowError:
         number = math.inf
     if not math.isfinite(number):
-        raise ParamError(f"{name} must be finite, got {_show(value)}")
+        raise ParamError(f"{name} must be finite, got {show(value)}")
     return number
 
 
@@ -141,14 +141,14 @@ def _temperature(value: object) -> float:
     number = _real("temperature", value)
     if number != 0 and not MIN_TEMPERATURE <= number <= MAX_TEMPERATURE:
         limits = f"from {MIN_TEMPERATURE:g} to {MAX_TEMPERATURE:g}"
-        raise ParamError(f"temperature must be 0 (greedy) or {limits}, got {_show(value)}")
+        raise ParamError(f"temperature must be 0 (greedy) or {limits}, got {show(value)}")
     return abs(number)  # -0.0 is 0
 
 
 def _fraction(name: str, value: object, *, zero_allowed: bool) -> float:
     number = _real(name, value)
     if not 0 <= number <= 1 or (number == 0 and not zero_allowed):
-        raise ParamError(f"{name} must be in {'[' if zero_allowed else '('}0, 1], got {_show(value)}")
+        raise ParamError(f"{name} must be in {'[' if zero_allowed else '('}0, 1], got {show(value)}")
     return abs(number)
 
 
@@ -161,13 +161,13 @@ def _min_tokens(value: object, max_tokens: int) -> int:
 
 def _flag(name: str, value: object) -> bool:
     if not isinstance(value, bool):
-        raise ParamError(f"{name} must be True or False, got {_show(value)}")
+        raise ParamError(f"{name} must be True or False, got {show(value)}")
     return value
 
 
 def _string(name: str, value: object) -> str:
     if not isinstance(value, str) or not 1 <= len(value) <= MAX_STRING_LENGTH:
-        raise ParamError(f"{name} must be a string of 1 to {MAX_STRING_LENGTH:,} characters, got {_show(value)}")
+        raise ParamError(f"{name} must be a string of 1 to {MAX_STRING_LENGTH:,} characters, got {show(value)}")
     return str(value)
 
 
@@ -176,13 +176,13 @@ def _salt(value: object) -> str:
     try:
         salt.encode()
     except UnicodeEncodeError:
-        raise ParamError(f"cache_salt must be encodable as UTF-8, got {_show(value)}") from None
+        raise ParamError(f"cache_salt must be encodable as UTF-8, got {show(value)}") from None
     return salt
 
 
 def _items(name: str, value: object, limit: int) -> Sequence[object]:
     if not isinstance(value, Sequence) or isinstance(value, (str, bytes, bytearray, memoryview)):
-        raise ParamError(f"{name} must be a list or a tuple, got {_show(value)}")
+        raise ParamError(f"{name} must be a list or a tuple, got {show(value)}")
     if len(value) > limit:
         raise ParamError(f"{name} may have {limit} items, got {len(value):,}")
     return value

@@ -208,9 +208,12 @@ class StepBuffers:
             slot = step.requests[row].row_slot
             self._held_position[slot] = step.starts[row] + step.counts[row]
 
-    def forget_tokens(self) -> None:
-        """A step was dropped: trust nothing in ``last_token``; the next step brings its tokens from the host."""
-        self._held_position = [-1] * self.max_num_seqs
+    def forget(self) -> None:
+        """A step was dropped: trust nothing; the next step brings tables, tokens and parameters anew."""
+        self._owner = [-1] * self.max_num_seqs
+        self._packed, self._blocking, self.sampling = [], False, Sampling.GREEDY
+        self._pad_rows(0, self.max_num_seqs)
+        self._rows.upload()
 
     def _sync_table(self, step: Step) -> None:
         """Write the block-table cells that changed since each slot was last seen."""

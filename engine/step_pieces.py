@@ -78,8 +78,18 @@ class StepPieces:
         return self._single if rows == 1 else self._rows
 
     @property
+    def lost(self) -> bool:
+        """Whether the host threw the compiled forms away (``torch._dynamo.reset()``)."""
+        return bool(self._compiled) and self._compiled[0].lost
+
+    def compile_again(self) -> None:
+        """Let the next call of every piece compile it."""
+        for piece in self._compiled:
+            piece.compile_again()
+
+    @property
     def compiles(self) -> int:
-        """Compiled forms that exist now, over all pieces."""
+        """Compilations so far, over all pieces."""
         return sum(piece.compiles for piece in self._compiled)
 
     def _layers(self, decoder: Decoder, symbolic: SymbolicDims) -> tuple[CompiledPiece, ...]:

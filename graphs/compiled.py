@@ -52,6 +52,7 @@ class CompiledPiece:
         self._symbolic = symbolic
         self._compiled = torch.compile(own, fullgraph=True, options={"guard_filter_fn": no_guards})
         self._call = self._compile
+        self.compiles = 0
         # Dynamo's tables keep a code object and its compiled form alive through each other.
         weakref.finalize(self, reset_code, self._code).atexit = False
 
@@ -64,15 +65,20 @@ class CompiledPiece:
             torch._dynamo.mark_dynamic(tensor, dim)
         with compile_scope():
             result = self._compiled(*args)
-        if self.compiles == 0:
+        if self.lost:
             raise CaptureError(f"{self.name}: torch.compile did not compile it (is it disabled in this process?)")
+        self.compiles += 1
         self._call = self._compiled
         return result
 
     @property
-    def compiles(self) -> int:
-        """How many compiled forms exist: 0 before the first call, 1 for ever after."""
-        return len(torch._dynamo.eval_frame._debug_get_cache_entry_list(self._code))
+    def lost(self) -> bool:
+        """Whether there is no compiled form: before the first call, and after the host's ``torch._dynamo.reset()``."""
+        return not torch._dynamo.eval_frame._debug_get_cache_entry_list(self._code)
+
+    def compile_again(self) -> None:
+        """Let the next call compile, as the first one did."""
+        self._call = self._compile
 
 
 def cache_folder() -> Path:
@@ -84,14 +90,39 @@ def cache_folder() -> Path:
     return Path(base).expanduser() / "ostinato" / f"inductor-{torch.__version__}"
 
 
+class _Scope:
+    """The process-wide state of ``compile_scope``: entered once, however many engines compile at a time."""
+
+    lock = threading.Lock()
+    depth = 0
+    restore = contextlib.ExitStack()
+
+
 @contextlib.contextmanager
 def compile_scope() -> Iterator[None]:
     """Inductor with its cache in ``cache_folder()`` and without worker processes; environment and settings restored.
 
     The C++ kernels of one function compile side by side, in threads that end with the scope.
     """
+    with _Scope.lock:
+        if _Scope.depth == 0:
+            _Scope.restore = contextlib.ExitStack()
+            _Scope.restore.enter_context(_inductor_settings())
+        _Scope.depth += 1
+    try:
+        yield
+    finally:
+        with _Scope.lock:
+            _Scope.depth -= 1
+            if _Scope.depth == 0:
+                _Scope.restore.close()
+
+
+@contextlib.contextmanager
+def _inductor_settings() -> Iterator[None]:
     import torch._inductor.config as inductor_config
     from torch._inductor.async_compile import AsyncCompile
+    from tqdm import tqdm
 
     folder = cache_folder()
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -99,17 +130,18 @@ def compile_scope() -> Iterator[None]:
     os.environ.update(TORCHINDUCTOR_CACHE_DIR=str(folder), TORCH_WARM_POOL="0")
     threads = 1 if torch.cuda.is_available() else max(1, min(8, os.cpu_count() or 1))  # more would mean processes there
     had_pool = AsyncCompile.pool.cache_info().currsize
-    try:
-        with inductor_config.patch(compile_threads=threads):
+    monitor, tqdm.monitor_interval = tqdm.monitor_interval, 0  # Inductor's bar would start tqdm's monitor thread
+    with inductor_config.patch(compile_threads=threads):
+        try:
             yield
-    finally:
-        if AsyncCompile.pool.cache_info().currsize > had_pool:
-            with inductor_config.patch(compile_threads=threads):
-                AsyncCompile.pool().shutdown()
-            AsyncCompile.pool.cache_clear()
-        for name in _inductor_variables().keys() - before.keys():
-            del os.environ[name]  # Inductor hands addresses to what it loads this way
-        os.environ.update(before)
+        finally:
+            tqdm.monitor_interval = monitor
+            if AsyncCompile.pool.cache_info().currsize > had_pool:
+                AsyncCompile.pool().shutdown(wait=False, cancel_futures=True)
+                AsyncCompile.pool.cache_clear()
+            for name in _inductor_variables().keys() - before.keys():
+                del os.environ[name]  # Inductor hands addresses to what it loads this way
+            os.environ.update(before)
 
 
 def _inductor_variables() -> dict[str, str]:
@@ -125,19 +157,32 @@ def toolchain_prepared() -> Iterator[None]:
     with compile_scope():
         thread = threading.Thread(target=_compile_something, name="ostinato-toolchain", daemon=True)
         thread.start()
-        try:
-            yield
-        finally:
-            thread.join()
+        yield
+        thread.join()  # not where an error or Ctrl-C leads out: the compiler may take seconds yet
 
 
 def _compile_something() -> None:
     from torch._inductor.codecache import CppPythonBindingsCodeCache
+    from torch._inductor.exc import CppCompileError
 
-    if cpp_compiler_problem() is None:
-        _probe_vector_isas()
-        source = '#include <torch/csrc/inductor/cpp_prefix.h>\nextern "C" void kernel(float* out) { out[0] = 0; }\n'
+    if cpp_compiler_problem() is not None:
+        return
+    _probe_vector_isas()
+    source = '#include <torch/csrc/inductor/cpp_prefix.h>\nextern "C" void kernel(float* out) { out[0] = 0; }\n'
+    with contextlib.suppress(CppCompileError):  # the first real kernel meets it too, and reports it
         CppPythonBindingsCodeCache.load_pybinding(["float*"], source)
+
+
+def toolchain_failure(error: BaseException | None) -> str | None:
+    """The C++ compiler's own complaint, if a compilation ended in ``error`` because of it; else None."""
+    from torch._inductor.exc import CppCompileError
+
+    while error is not None:
+        if isinstance(error, CppCompileError):
+            lines = [line.strip() for line in str(error).splitlines() if "error" in line.lower()]
+            return (lines or ["it failed"])[-1][:200]
+        error = getattr(error, "inner_exception", None) or error.__cause__ or error.__context__
+    return None
 
 
 def _probe_vector_isas() -> None:

@@ -51,7 +51,7 @@ class GraphSet(Generic[Variant]):
         self,
         variants: Iterable[Variant],
         step_of: Callable[[int, Variant], Callable[[], None]],
-        progress: Callable[[], None] = lambda: None,
+        progress: Callable[[int], None] = lambda _: None,
     ) -> None:
         """Warm up and capture ``step_of(size, variant)`` for every key, largest size first."""
         variants = tuple(variants)
@@ -63,7 +63,7 @@ class GraphSet(Generic[Variant]):
                 graph.capture(step)
                 self._graphs[size, variant] = graph
                 self.captures += 1
-                progress()
+                progress(len(self._graphs))
 
     def replay(self, rows: int, variant: Variant) -> int:
         """Replay the graph that holds ``rows`` rows; returns its size."""

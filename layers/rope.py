@@ -32,7 +32,7 @@ def inverse_frequencies(spec: RopeSpec) -> Tensor:
         return inverse / spec.scaling.factor
     if spec.scaling.kind == "llama3":
         return _llama3(inverse, spec.scaling)
-    return _yarn(inverse, spec)
+    return _yarn(inverse, spec, spec.scaling)
 
 
 def _llama3(inverse: Tensor, scaling: RopeScaling) -> Tensor:
@@ -43,10 +43,8 @@ def _llama3(inverse: Tensor, scaling: RopeScaling) -> Tensor:
     return (1 - keep) * inverse / scaling.factor + keep * inverse
 
 
-def _yarn(inverse: Tensor, spec: RopeSpec) -> Tensor:
+def _yarn(inverse: Tensor, spec: RopeSpec, scaling: RopeScaling) -> Tensor:
     """YaRN (Peng et al. 2023, eq. 17-23): a ramp over dimensions between dividing and keeping."""
-    scaling = spec.scaling
-    assert scaling is not None  # the caller dispatched on it
 
     def correction_dim(rotations: float) -> float:
         log_ratio = math.log(scaling.original_max_position / (rotations * 2 * math.pi))

@@ -28,9 +28,9 @@ def checkpoint(variant: str) -> tuple[Path, Any]:
 
 
 def engine(variant: str, **options: Any) -> LLM:
-    """A small engine over a variant's checkpoint, in fp32 and eager unless told otherwise."""
+    """A small engine over a variant's checkpoint: fp32, eager unless told otherwise, its books checked at each step."""
     settings = {"device": "cpu", "execution": "eager", "max_num_seqs": 4, "max_model_len": 128, "block_size": 4}
-    return LLM(checkpoint(variant)[0], **(settings | options))
+    return checked(LLM(checkpoint(variant)[0], **(settings | options)))
 
 
 def prompts(count: int, *, seed: int = 0, longest: int = 30) -> list[list[int]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import os
+import random
 import shutil
 import subprocess
 import sys
@@ -34,13 +35,13 @@ from ostinato.errors import (
 
 @pytest.fixture
 def llm() -> Iterator[LLM]:
-    with checked(engine("qwen3")) as llm:
+    with engine("qwen3") as llm:
         yield llm
 
 
 @pytest.fixture(scope="module")
 def demo() -> Iterator[LLM]:
-    with LLM("demo", device="cpu", dtype="float32", execution="eager") as llm:
+    with checked(LLM("demo", device="cpu", dtype="float32", execution="eager")) as llm:
         yield llm
 
 
@@ -234,7 +235,7 @@ def test_the_callers_random_state_is_not_moved(llm: LLM) -> None:
 def test_non_finite_logits_end_that_request_alone() -> None:
     want = [reference_tokens("qwen3_untied", prompt, 24) for prompt in ([4, 5, 6], [1, 2])]
     poisoned = min({*range(7, 112)} - {token for tokens in want for token in tokens})
-    with checked(engine("qwen3_untied")) as llm:
+    with engine("qwen3_untied") as llm:
         llm._runner._open_model.decoder.embed.weight.data[poisoned] = float("nan")
         bad, good = llm.generate([[1, poisoned], [4, 5, 6]], GREEDY)
         assert bad.outputs[0].finish_reason == "error"
@@ -278,6 +279,70 @@ def test_ctrl_c_in_a_batch_leaves_other_requests_intact(llm: LLM) -> None:
     assert got == reference_tokens("qwen3", [1, 2, 3], 24)
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_interrupts_anywhere_cost_others_nothing(llm: LLM, seed: int) -> None:
+    """Ctrl-C strikes between any two lines of the engine's own bookkeeping, again and again."""
+    draw = random.Random(seed)
+    remaining, strikes = [0], 0
+
+    def strike(frame: Any, event: str, _: Any) -> Any:
+        if event == "line" and frame.f_code.co_filename.endswith(("scheduler.py", "block_pool.py", "llm.py")):
+            remaining[0] -= 1
+            if remaining[0] == 0:
+                raise KeyboardInterrupt
+        return strike
+
+    for _ in range(25):
+        prompt = [draw.randrange(112) for _ in range(draw.randint(1, 30))]
+        stream = llm.stream(prompt, GREEDY)
+        got = [token for _ in range(3) for token in next(stream).token_ids]
+        remaining[0] = draw.randint(1, 900)
+        step = llm._step
+
+        def step_traced(step: Any = step) -> None:
+            sys.settrace(strike)
+            try:
+                step()
+            finally:
+                sys.settrace(None)
+
+        llm._step = step_traced  # type: ignore[method-assign]
+        try:
+            llm.generate([[1, 2, 3], [4, 5]], SamplingParams(temperature=0, max_tokens=4))
+        except KeyboardInterrupt:
+            strikes += 1
+        llm._step = step  # type: ignore[method-assign]
+        got += [token for delta in stream for token in delta.token_ids]
+        assert got == reference_tokens("qwen3", prompt, 24)
+    assert strikes > 5
+    stats = llm.stats()
+    assert (stats.requests_running, stats.requests_waiting, stats.blocks_used) == (0, 0, 0)
+
+
+def test_a_text_that_cannot_be_made_ends_its_request_alone(demo: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    params = SamplingParams(temperature=0, max_tokens=6)
+    (want,) = token_ids(demo.generate("import os", params))
+    stream = demo.stream("def f(", params)
+    processor = demo._processors[stream._request.request_id]
+    monkeypatch.setattr(processor, "push", broken)
+    assert token_ids(demo.generate("import os", params)) == [want]
+    with pytest.raises(OstinatoError, match="its text could not be made"):
+        list(stream)
+
+
+def test_a_waiting_stream_leaves_others_their_turns() -> None:
+    with engine("qwen3", max_num_seqs=1) as llm:
+        first = llm.stream([1, 2], SamplingParams(temperature=0, max_tokens=100))
+        next(first)
+        second = llm.stream([3], GREEDY)
+        waiting = threading.Thread(target=lambda: next(second))
+        waiting.start()
+        assert llm.stats().requests_waiting <= 1  # the lock is free between steps
+        first.close()
+        waiting.join(timeout=20)
+        assert not waiting.is_alive()
+
+
 # Closing.
 
 
@@ -318,6 +383,9 @@ def test_close_lets_go_of_the_model_and_the_cache() -> None:
         ([1, 2.0], "token id at 1 is 2.0, a float"),
         ([[1], None], "expected str or token ids, got NoneType"),
         (7, "got int"),
+        (np.array(5), "got ndarray"),
+        ([torch.tensor(1.5)], "expected an integer"),
+        (torch.tensor(3), "got Tensor"),
         (b"x", "got bytes"),
         ({"prompt": "x"}, "got dict"),
         ("text", "no tokenizer"),
@@ -360,6 +428,11 @@ def test_bad_sampling_params_are_refused(llm: LLM) -> None:
         ({"max_num_batched_tokens": 3}, "max_num_batched_tokens = 3 is less than max_num_seqs = 4"),
         ({"max_model_len": 100_000}, "max_model_len = 100,000 is more than the checkpoint's max_position_embeddings"),
         ({"kv_cache_memory": "2 gigs"}, "kv_cache_memory: expected bytes"),
+        ({"kv_cache_memory": "100TiB"}, "is more than the .* that are free"),
+        ({"kv_cache_memory": "9" * 400}, "kv_cache_memory: expected an integer"),
+        ({"max_num_seqs": 10**5000}, "max_num_seqs: expected an integer"),
+        ({"max_num_seqs": np.array([1, 2])}, "max_num_seqs: expected an integer"),
+        ({"capture_sizes": np.array([])}, "capture_sizes: expected batch sizes"),
         ({"kv_cache_memory": 1000}, "one request of 128 tokens needs .* kv_cache_memory gives"),
         ({"execution": "jit"}, "execution: expected one of 'graph', 'compile', 'eager', 'emulate', got 'jit'"),
         ({"dtype": "int8"}, "dtype: expected one of"),
@@ -441,7 +514,31 @@ def test_generation_defaults_are_shown_and_used_only_when_asked(tmp_path: Path) 
         assert len(token_ids(llm.generate([1], SamplingParams(max_tokens=20)))[0]) == 20
 
 
-# A machine without a C++ compiler.
+# A machine without a C++ compiler, or with a broken one.
+
+
+def test_with_a_broken_compiler_it_warns_and_runs_eagerly(tmp_path: Path) -> None:
+    compiler = tmp_path / "g++"
+    fails = 'case "$*" in *-c*|*-shared*|*-o*) echo "fatal error: Python.h: No such file" >&2; exit 1;; esac'
+    compiler.write_text(f'#!/bin/sh\n{fails}\necho "g++ (GCC) 12.2.0"\n')
+    compiler.chmod(0o755)
+    code = """
+        import warnings
+        from ostinato import LLM, SamplingParams
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            llm = LLM("demo", device="cpu", max_num_seqs=2)
+        assert any("Python.h" in str(w.message) for w in caught), [str(w.message) for w in caught]
+        out = llm.generate("import os", SamplingParams(temperature=0, max_tokens=4))
+        assert len(out[0].outputs[0].token_ids) == 4
+        assert sum(llm.stats().eager_fallbacks.values()) == 4
+        print("fell back")
+    """
+    environment = os.environ | {"CXX": str(compiler), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path), "TMPDIR": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert (done.returncode, done.stdout) == (0, "fell back\n"), done.stderr
 
 
 def test_without_a_compiler_it_warns_and_runs_eagerly(tmp_path: Path) -> None:

@@ -17,6 +17,9 @@ SCRIPT = """
     import numpy, torch
     import torch._dynamo, torch._inductor.config
 
+    def shown(value):
+        return repr(sorted(value, key=repr) if isinstance(value, (set, frozenset)) else value)
+
     def snapshot():
         return {
             "environment": dict(os.environ),
@@ -32,8 +35,8 @@ SCRIPT = """
             "dtype": str(torch.get_default_dtype()),
             "modes": (torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.is_autocast_enabled("cpu")),
             "gc": (gc.isenabled(), gc.get_threshold(), gc.get_freeze_count()),
-            "dynamo": {k: repr(v) for k, v in torch._dynamo.config.get_config_copy().items()},
-            "inductor": {k: repr(v) for k, v in torch._inductor.config.get_config_copy().items()},
+            "dynamo": {k: shown(v) for k, v in torch._dynamo.config.get_config_copy().items()},
+            "inductor": {k: shown(v) for k, v in torch._inductor.config.get_config_copy().items()},
             "hooks": (repr(sys.excepthook), repr(threading.excepthook)),
             "directory": os.getcwd(),
         }

@@ -111,7 +111,7 @@ class Machine:
         step = self.pack()
         for request in step.requests:
             self.buffers.state.last_token[request.row_slot] = GARBAGE
-        self.buffers.forget_tokens()
+        self.buffers.forget()
         self.held.clear()
         return step
 
