@@ -112,8 +112,7 @@ class StepBuffers:
         self._blocking = False
         self.sampling = Sampling.GREEDY
         self.width = table_width
-        self._pad_rows(0, rows)
-        self._rows.upload()
+        self._pad_all()
 
     # Views for the step.
 
@@ -212,8 +211,7 @@ class StepBuffers:
         """A step was dropped: trust nothing; the next step brings tables, tokens and parameters anew."""
         self._owner = [-1] * self.max_num_seqs
         self._packed, self._blocking, self.sampling = [], False, Sampling.GREEDY
-        self._pad_rows(0, self.max_num_seqs)
-        self._rows.upload()
+        self._pad_all()
 
     def _sync_table(self, step: Step) -> None:
         """Write the block-table cells that changed since each slot was last seen."""
@@ -268,6 +266,15 @@ class StepBuffers:
         for row, ids in enumerate(held_back):
             host["blocked_ids"][row, : len(ids)] = sorted(ids)
             host["blocked"][row, : len(ids)] = -np.inf
+
+    def _pad_all(self) -> None:
+        """Leave nothing but padding in both arenas: rows without a request, tokens without a row."""
+        self._pad_rows(0, self.max_num_seqs)
+        values = {"row_slot": self.spare_slot, "context_lens": 1, "token_slot": -1}
+        for name, array in self._tokens.host.items():
+            array[...] = values.get(name, 0)
+        self._rows.upload()
+        self._tokens.upload()
 
     def _pad_rows(self, first: int, last: int) -> None:
         values = {"row_slot": self.spare_slot, "context_lens": 1, "top_k": 1 << 24, "top_p": 1}

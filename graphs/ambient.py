@@ -1,7 +1,9 @@
 """One ambient state for everything the engine runs, whatever the calling thread has switched on.
 
 Gradient and inference mode, autocast, a default device and a default dtype all belong to the caller. They change what a
-step computes or how it is compiled, so a step runs with all of them neutral and hands them back as they were.
+step computes or how it is compiled, so a step runs with all of them neutral and hands them back as they were. All but
+one belong to the calling thread; the default dtype is the process's, so where the host has set another one, its other
+threads see float32 during a step.
 """
 
 from __future__ import annotations

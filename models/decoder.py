@@ -27,7 +27,6 @@ class Block(nn.Module):
 
     def __init__(self, model: ModelSpec, layer: LayerSpec) -> None:
         super().__init__()
-        self.kind = layer
         self.pre_attn_norm = RMSNorm(model.hidden_size, model.norm)
         self.attention = Attention(model.hidden_size, layer.attention, model.norm)
         self.pre_ffn_norm = RMSNorm(model.hidden_size, model.norm)
