@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
+import sys
 import threading
 import types
 import weakref
@@ -115,7 +116,7 @@ def compile_scope() -> Iterator[None]:
         with _Scope.lock:
             _Scope.depth -= 1
             if _Scope.depth == 0:
-                _Scope.restore.close()
+                _Scope.restore.__exit__(*sys.exc_info())
 
 
 @contextlib.contextmanager
@@ -132,12 +133,14 @@ def _inductor_settings() -> Iterator[None]:
     had_pool = AsyncCompile.pool.cache_info().currsize
     monitor, tqdm.monitor_interval = tqdm.monitor_interval, 0  # Inductor's bar would start tqdm's monitor thread
     with inductor_config.patch(compile_threads=threads):
+        completed = False
         try:
             yield
+            completed = True
         finally:
             tqdm.monitor_interval = monitor
             if AsyncCompile.pool.cache_info().currsize > had_pool:
-                AsyncCompile.pool().shutdown(wait=False, cancel_futures=True)
+                AsyncCompile.pool().shutdown(wait=completed, cancel_futures=True)  # Ctrl-C waits for no compiler
                 AsyncCompile.pool.cache_clear()
             for name in _inductor_variables().keys() - before.keys():
                 del os.environ[name]  # Inductor hands addresses to what it loads this way
