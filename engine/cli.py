@@ -164,7 +164,8 @@ def _report(error: Exception, debug: bool) -> int:
         message, code = str(error), 2 if isinstance(error, USER_MISTAKES) else 1
     else:
         message, code = f"{type(error).__name__}: {error} (unexpected: --debug shows where)", 1
-    print(f"error: {message}", file=sys.stderr)
+    first, *more = (line.strip() for line in message.splitlines())
+    print(f"error: {first} {'; '.join(more)}".rstrip(), file=sys.stderr)
     return code
 
 

@@ -51,7 +51,12 @@ def test_chat_uses_the_checkpoints_own_template_over_turns(tmp_path: Path) -> No
 
 def test_mistakes_are_one_line_and_exit_2(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
+    broken = tmp_path / "broken"
+    build("qwen3", broken)
+    weights = broken / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
     for arguments in (
+        ("generate", str(broken), "--token-ids", "1,2", *EAGER),
         ("generate", str(tmp_path / "nowhere"), "x"),
         ("generate", str(tmp_path), "x"),
         ("generate", "demo", "x", "--temperature", "-1", *EAGER),
