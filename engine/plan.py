@@ -8,12 +8,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
 import torch
 
 from ostinato.config import EngineConfig
 from ostinato.graphs.buckets import check_sizes, default_sizes
 from ostinato.layers.errors import ConfigError
+from ostinato.memory import format_bytes, free_bytes
 from ostinato.models.checkpoint import read_config, resolve_model
 from ostinato.models.registry import family_for
 from ostinato.models.spec import ModelSpec
@@ -123,7 +123,7 @@ def make_plan(config: EngineConfig) -> Plan:
     dtype: torch.dtype = getattr(torch, spec.dtype if config.dtype == "auto" else config.dtype)
     weight_bytes = spec.num_parameters * dtype.itemsize
     kv_bytes_per_token = spec.kv_elements_per_token * dtype.itemsize
-    free = max(0, _free_bytes(device) - weight_bytes)
+    free = max(0, free_bytes(device) - weight_bytes)
     max_model_len = _asked_length(config, spec)
     num_blocks = _num_blocks(config, max_model_len, kv_bytes_per_token, free)
     max_model_len, notes = _fit_length(config, max_model_len, num_blocks, kv_bytes_per_token * config.block_size)
@@ -181,18 +181,20 @@ def _fit_length(
     longest = (num_blocks - 1) * config.block_size + 1
     if longest >= max_model_len:
         return max_model_len, ()
-    needed = (blocks_for(max_model_len - 1, config.block_size) + 1) * block_bytes
+
+    def needed(length: int) -> int:
+        return (blocks_for(length - 1, config.block_size) + 1) * block_bytes
+
     have = f"{format_bytes(num_blocks * block_bytes)} ({num_blocks} blocks of {format_bytes(block_bytes)})"
     if config.max_model_len is not None or longest < 2:
         given = "kv_cache_memory gives" if config.kv_cache_memory is not None else "a quarter of the free memory is"
         length = max_model_len if config.max_model_len is not None else 2
-        needed = (blocks_for(length - 1, config.block_size) + 1) * block_bytes
         raise ConfigError(
-            f"KV cache: one request of {length:,} tokens needs {format_bytes(needed)} ({needed:,} bytes, null block "
-            f"included); {given} {have}"
+            f"KV cache: one request of {length:,} tokens needs {format_bytes(needed(length))} "
+            f"({needed(length):,} bytes, null block included); {given} {have}"
         )
     note = f"max_model_len shrunk from {max_model_len:,} to {longest:,} tokens: the KV cache has {have}"
-    return longest, (f"{note}, the whole length would need {format_bytes(needed)}",)
+    return longest, (f"{note}, the whole length would need {format_bytes(needed(max_model_len))}",)
 
 
 def _device(name: str) -> torch.device:
@@ -205,22 +207,6 @@ def _device(name: str) -> torch.device:
     if index >= torch.cuda.device_count():
         raise ConfigError(f"device: {name!r} was asked for; torch sees {torch.cuda.device_count()} CUDA devices")
     return torch.device("cuda", index)
-
-
-def _free_bytes(device: torch.device) -> int:
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    return int(psutil.virtual_memory().available)
-
-
-def format_bytes(count: int) -> str:
-    """``count`` bytes in the unit that reads best: "7.6 MiB"."""
-    value, unit = float(count), "B"
-    for larger in ("KiB", "MiB", "GiB", "TiB"):
-        if value < 1024:
-            break
-        value, unit = value / 1024, larger
-    return f"{count} B" if unit == "B" else f"{value:.4g} {unit}"
 
 
 def _name(dtype: torch.dtype) -> str:

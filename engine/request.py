@@ -55,7 +55,6 @@ class Request:
     digests: list[bytes] = field(default_factory=list, init=False)
     row_slot: int = field(default=-1, init=False)
     admission: int = field(default=-1, init=False)
-    num_preemptions: int = field(default=0, init=False)
     status: RequestStatus = field(default=RequestStatus.WAITING, init=False)
     finish_reason: FinishReason | None = field(default=None, init=False)
     stop_reason: StopReason = field(default=None, init=False)

@@ -15,8 +15,8 @@ from collections.abc import Callable
 import torch
 
 from ostinato.graphs.ambient import neutral_state
-from ostinato.graphs.compiled import cpp_compiler_problem, toolchain_failure
 from ostinato.graphs.graph_set import GraphSet
+from ostinato.graphs.toolchain import ToolchainPreparation, cpp_compiler_problem, toolchain_failure
 from ostinato.layers.errors import EngineDead
 from ostinato.models.decode_step import Sampling, StepModel, rope_of
 from ostinato.models.decoder import Decoder, KVCache
@@ -73,11 +73,11 @@ class ModelRunner:
         """Captures after ``warm_up``: a broken promise if not 0."""
         return (self.graphs.captures if self.graphs else 0) - self._warm_captures
 
-    def warm_up(self, progress: Progress = lambda _: None) -> None:
+    def warm_up(self, progress: Progress = lambda _: None, toolchain: ToolchainPreparation | None = None) -> None:
         """Compile every piece for every class of shapes, then capture every graph; afterwards nothing is compiled."""
         with self._neutral():
             if self.pieces.compiled:
-                self._compile_or_fall_back(progress)
+                self._compile_or_fall_back(progress, toolchain)
             if self.graphs is not None:
                 captures, doing = (
                     len(self.graphs.sizes) * len(Sampling),
@@ -88,10 +88,15 @@ class ModelRunner:
         self._warm_compiles = self.pieces.compiles
         self._warm_captures = self.graphs.captures if self.graphs else 0
 
-    def _compile_or_fall_back(self, progress: Progress) -> None:
+    def _compile_or_fall_back(self, progress: Progress, toolchain: ToolchainPreparation | None) -> None:
         """Compile; where the C++ compiler turns out to be broken, go on without compiling and count it."""
         try:
-            self._compile(progress)
+            try:
+                self._compile(progress)
+            except Exception:
+                if toolchain is None or not toolchain.trust_failed():
+                    raise
+                self._compile(progress)
         except Exception as error:
             problem = toolchain_failure(error)
             if problem is None:

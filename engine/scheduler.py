@@ -168,7 +168,6 @@ class Scheduler:
         request = self.running[-1]
         self._give_back(request)
         request.status = RequestStatus.WAITING
-        request.num_preemptions += 1
         self.num_preemptions += 1
         self.waiting.appendleft(request)
 

@@ -9,22 +9,16 @@ the shape class it was compiled for, and Inductor's own checks of sizes and stri
 
 from __future__ import annotations
 
-import contextlib
-import os
-import platform
-import sys
-import threading
 import types
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch._C._dynamo.eval_frame import reset_code
 
+from ostinato.graphs.compile_scope import compile_scope
 from ostinato.layers.errors import CaptureError
 
 SymbolicDims = Callable[..., Iterable[tuple[Tensor, int]]]
@@ -80,132 +74,3 @@ class CompiledPiece:
     def compile_again(self) -> None:
         """Let the next call compile, as the first one did."""
         self._call = self._compile
-
-
-def cache_folder() -> Path:
-    """Where compiled code persists: ``TORCHINDUCTOR_CACHE_DIR`` if set, else a private folder of the user's cache."""
-    chosen = os.environ.get("TORCHINDUCTOR_CACHE_DIR")
-    if chosen:
-        return Path(chosen)
-    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(base).expanduser() / "ostinato" / f"inductor-{torch.__version__}"
-
-
-class _Scope:
-    """The process-wide state of ``compile_scope``: entered once, however many engines compile at a time."""
-
-    lock = threading.Lock()
-    depth = 0
-    restore = contextlib.ExitStack()
-
-
-@contextlib.contextmanager
-def compile_scope() -> Iterator[None]:
-    """Inductor with its cache in ``cache_folder()`` and without worker processes; environment and settings restored.
-
-    The C++ kernels of one function compile side by side, in threads that end with the scope.
-    """
-    with _Scope.lock:
-        if _Scope.depth == 0:
-            _Scope.restore = contextlib.ExitStack()
-            _Scope.restore.enter_context(_inductor_settings())
-        _Scope.depth += 1
-    try:
-        yield
-    finally:
-        with _Scope.lock:
-            _Scope.depth -= 1
-            if _Scope.depth == 0:
-                _Scope.restore.__exit__(*sys.exc_info())
-
-
-@contextlib.contextmanager
-def _inductor_settings() -> Iterator[None]:
-    import torch._inductor.config as inductor_config
-    from torch._inductor.async_compile import AsyncCompile
-    from tqdm import tqdm
-
-    folder = cache_folder()
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    before = _inductor_variables()
-    os.environ.update(TORCHINDUCTOR_CACHE_DIR=str(folder), TORCH_WARM_POOL="0")
-    threads = 1 if torch.cuda.is_available() else max(1, min(8, os.cpu_count() or 1))  # more would mean processes there
-    had_pool = AsyncCompile.pool.cache_info().currsize
-    monitor, tqdm.monitor_interval = tqdm.monitor_interval, 0  # Inductor's bar would start tqdm's monitor thread
-    with inductor_config.patch(compile_threads=threads):
-        completed = False
-        try:
-            yield
-            completed = True
-        finally:
-            tqdm.monitor_interval = monitor
-            if AsyncCompile.pool.cache_info().currsize > had_pool:
-                AsyncCompile.pool().shutdown(wait=completed, cancel_futures=True)  # Ctrl-C waits for no compiler
-                AsyncCompile.pool.cache_clear()
-            for name in _inductor_variables().keys() - before.keys():
-                del os.environ[name]  # Inductor hands addresses to what it loads this way
-            os.environ.update(before)
-
-
-def _inductor_variables() -> dict[str, str]:
-    return {name: value for name, value in os.environ.items() if "TORCHINDUCTOR" in name or name == "TORCH_WARM_POOL"}
-
-
-@contextlib.contextmanager
-def toolchain_prepared() -> Iterator[None]:
-    """Meanwhile, in a thread: what Inductor's first C++ compilation has to find out and make (vector ISA, header).
-
-    That takes a compiler as long as several kernels do; it runs beside the loading of weights and the tracing.
-    """
-    with compile_scope():
-        thread = threading.Thread(target=_compile_something, name="ostinato-toolchain", daemon=True)
-        thread.start()
-        yield
-        thread.join()  # not where an error or Ctrl-C leads out: the compiler may take seconds yet
-
-
-def _compile_something() -> None:
-    from torch._inductor.codecache import CppPythonBindingsCodeCache
-    from torch._inductor.exc import CppCompileError
-
-    if cpp_compiler_problem() is not None:
-        return
-    _probe_vector_isas()
-    source = '#include <torch/csrc/inductor/cpp_prefix.h>\nextern "C" void kernel(float* out) { out[0] = 0; }\n'
-    with contextlib.suppress(CppCompileError):  # the first real kernel meets it too, and reports it
-        CppPythonBindingsCodeCache.load_pybinding(["float*"], source)
-
-
-def toolchain_failure(error: BaseException | None) -> str | None:
-    """The C++ compiler's own complaint, if a compilation ended in ``error`` because of it; else None."""
-    from torch._inductor.exc import CppCompileError
-
-    while error is not None:
-        if isinstance(error, CppCompileError):
-            lines = [line.strip() for line in str(error).splitlines() if "error" in line.lower()]
-            return (lines or ["it failed"])[-1][:200]
-        error = getattr(error, "inner_exception", None) or error.__cause__ or error.__context__
-    return None
-
-
-def _probe_vector_isas() -> None:
-    """Let the compiler try the vector instruction sets of this processor side by side; Inductor alone asks in turn."""
-    from torch._inductor import cpu_vec_isa
-
-    if platform.machine() in ("x86_64", "AMD64"):
-        flags = cpu_vec_isa.x86_isa_checker()
-        candidates = [isa for isa in cpu_vec_isa.supported_vec_isa_list if set(str(isa).split()) <= set(flags)]
-        with ThreadPoolExecutor(len(candidates) or 1) as pool:
-            list(pool.map(bool, candidates))
-
-
-def cpp_compiler_problem() -> str | None:
-    """Why Inductor cannot compile for a CPU here (no C++ compiler), or None if it can."""
-    from torch._inductor.cpp_builder import get_cpp_compiler
-    from torch._inductor.exc import InvalidCxxCompiler
-
-    try:
-        get_cpp_compiler()
-    except InvalidCxxCompiler as error:
-        return str(error).splitlines()[0]
-    return None

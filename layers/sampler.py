@@ -120,7 +120,8 @@ def draw(tempered: Tempered, floor: Tensor, inputs: SamplingInputs) -> Tensor:
     noise = gumbel_noise(inputs.seed, inputs.position, scores.shape[1])
     drawn = scores + torch.where(sampled, noise, 0.0)
     tokens = torch.where(kept, drawn, float("-inf")).argmax(-1)
-    return torch.where(scores.amax(-1) == 0, tokens, FAILED)
+    # A row of finite logits draws a finite score; one with NaN or +inf has none.
+    return torch.where(scores.gather(1, tokens[:, None])[:, 0] > float("-inf"), tokens, FAILED)
 
 
 def gumbel_noise(seed: Tensor, position: Tensor, size: int) -> Tensor:
@@ -134,13 +135,15 @@ def gumbel_noise(seed: Tensor, position: Tensor, size: int) -> Tensor:
 def philox(counter: Tensor, position: Tensor, key: Tensor) -> Tensor:
     """First output word of Philox-4x32-10 for counter ``(counter, position)`` and a 64-bit ``key``: 0 ... 2^32 - 1.
 
-    All arguments int64, broadcast together; 32-bit words are held in int64 because CPUs and Triton both have it.
+    All arguments int64, broadcast together; 32-bit words are held in int64 because CPUs and Triton both have it. Bits
+    above a word's 32 are cleared only where they would count: in the factors of the next multiplication.
     """
     low = 0xFFFFFFFF
-    c0, c1, c2, c3 = counter & low, counter >> 32 & low, position & low, position >> 32 & low
-    k0, k1 = key & low, key >> 32 & low
-    for _ in range(10):
+    c0, c1, c2, c3 = counter & low, counter >> 32, position & low, position >> 32
+    k0, k1 = key, key >> 32
+    for step in range(10):
         p0, p1 = c0 * 0xD2511F53, c2 * 0xCD9E8D57
-        c0, c1, c2, c3 = (p1 >> 32 & low) ^ c1 ^ k0, p1 & low, (p0 >> 32 & low) ^ c3 ^ k1, p0 & low
-        k0, k1 = (k0 + 0x9E3779B9) & low, (k1 + 0xBB67AE85) & low
+        c0 = ((p1 >> 32) ^ c1 ^ (k0 + step * 0x9E3779B9)) & low
+        c2 = ((p0 >> 32) ^ c3 ^ (k1 + step * 0xBB67AE85)) & low
+        c1, c3 = p1, p0
     return c0

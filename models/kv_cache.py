@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+import mmap
+
 import torch
 
 from ostinato.models.decoder import KVCache
@@ -17,10 +20,22 @@ def allocate_kv_cache(
     """
 
     def pages(num_kv_heads: int, head_dim: int) -> torch.Tensor:
-        return torch.zeros(num_blocks, block_size, num_kv_heads, head_dim, dtype=dtype, device=device)
+        shape = num_blocks, block_size, num_kv_heads, head_dim
+        if device.type == "cpu":
+            return _zero_pages(shape, dtype)
+        return torch.zeros(shape, dtype=dtype, device=device)
 
     sizes = [(layer.attention.num_kv_heads, layer.attention.head_dim) for layer in spec.layers]
     return [(pages(*size), pages(*size)) for size in sizes]
+
+
+def _zero_pages(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+    """Zeros that the operating system hands out a page at a time, when they are first written.
+
+    ``torch.zeros`` writes them all at once, which takes seconds for gigabytes, most of which few programs ever fill.
+    """
+    memory = mmap.mmap(-1, math.prod(shape) * dtype.itemsize, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    return torch.frombuffer(memory, dtype=dtype).view(shape)
 
 
 def zero_null_block(cache: KVCache) -> None:

@@ -70,13 +70,13 @@ def token_ids(outputs: Sequence[Any]) -> list[list[int]]:
 
 def checked(llm: LLM) -> LLM:
     """The engine, with every invariant of its scheduler and block pool checked after each step."""
-    step = llm._step
+    step = llm._core.step
 
     def step_and_check() -> None:
         step()
-        llm._scheduler.check()
+        llm._core.scheduler.check()
 
-    llm._step = step_and_check  # type: ignore[method-assign]
+    llm._core.step = step_and_check  # type: ignore[method-assign]
     return llm
 
 
@@ -84,7 +84,7 @@ def checked(llm: LLM) -> LLM:
 def recorded_logits(llm: LLM) -> Iterator[list[Tensor]]:
     """The logits of every row that sampled, one tensor per step; for engines that run uncompiled and without graphs."""
     seen: list[Tensor] = []
-    pieces = llm._runner.pieces
+    pieces = llm._core.runner.pieces
     kept = pieces._single
 
     def head(*args: Any) -> Tensor:

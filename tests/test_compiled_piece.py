@@ -18,9 +18,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from ostinato.graphs import compiled
 from ostinato.graphs.ambient import neutral_state
-from ostinato.graphs.compiled import CompiledPiece, cache_folder, compile_scope, cpp_compiler_problem
+from ostinato.graphs.compile_scope import cache_folder, compile_scope
+from ostinato.graphs.compiled import CompiledPiece
+from ostinato.graphs.toolchain import cpp_compiler_problem
 from ostinato.layers.errors import CaptureError
 
 pytestmark = pytest.mark.skipif(cpp_compiler_problem() is not None, reason="needs a C++ compiler")
@@ -235,6 +236,30 @@ def test_the_compile_scope_sets_the_folder_and_restores_the_environment(
         assert folder.stat().st_mode & 0o077 == 0
 
 
+def test_scopes_of_two_threads_may_end_in_any_order() -> None:
+    from torch._inductor import config
+
+    before, threads = dict(os.environ), config.compile_threads
+    entered, leave, seen = threading.Event(), threading.Event(), []
+
+    def other() -> None:
+        with compile_scope():
+            entered.set()
+            leave.wait(60)
+        seen.append(config.compile_threads)
+
+    thread = threading.Thread(target=other)
+    with compile_scope():
+        thread.start()
+        assert entered.wait(60)
+    assert config.compile_threads == threads
+    assert os.environ["TORCH_WARM_POOL"] == "0", "the other thread's scope still holds"
+    leave.set()
+    thread.join()
+    assert seen == [threads]
+    assert dict(os.environ) == before
+
+
 def test_the_default_cache_is_in_the_users_home(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
@@ -251,6 +276,6 @@ def test_a_missing_compiler_is_a_reason_in_one_line(monkeypatch: pytest.MonkeyPa
 
     assert cpp_compiler_problem() is None
     monkeypatch.setattr(builder, "get_cpp_compiler", absent)
-    problem = compiled.cpp_compiler_problem()
+    problem = cpp_compiler_problem()
     assert problem
     assert "\n" not in problem

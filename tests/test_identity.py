@@ -71,14 +71,14 @@ def test_preemption_at_every_step_changes_no_token(variant: str, execution: str)
 
 
 def preempt_before_each_step(llm: LLM) -> None:
-    step = llm._step
+    step = llm._core.step
 
     def preempt_and_step() -> None:
-        if llm._scheduler.num_running > 1:
-            llm._scheduler._preempt_newest()
+        if llm._core.scheduler.num_running > 1:
+            llm._core.scheduler._preempt_newest()
         step()
 
-    llm._step = preempt_and_step  # type: ignore[method-assign]
+    llm._core.step = preempt_and_step  # type: ignore[method-assign]
 
 
 @pytest.mark.parametrize("caching", [True, False])
@@ -130,7 +130,7 @@ def test_multi_turn_continuation_reuses_generated_blocks() -> None:
 def test_a_nan_poisoned_recycled_block_harms_nobody(execution: str) -> None:
     wanted = prompts(5, seed=7)
     with engine("qwen3", execution=execution, enable_prefix_caching=False) as llm:
-        for keys, values in llm._runner.kv_cache:
+        for keys, values in llm._core.runner.kv_cache:
             keys.fill_(float("nan"))
             values.fill_(float("nan"))
         assert token_ids(llm.generate(wanted, GREEDY)) == expected("qwen3", wanted)
@@ -145,25 +145,25 @@ def test_poisoned_padding_rows_leave_real_rows_bit_equal(execution: str) -> None
             poison_before_each_step(llm, poison)
             assert token_ids(llm.generate(wanted, GREEDY)) == expected("qwen3", wanted)
             assert llm.stats().padding_rows > 10
-            caches.append([page[1:].nan_to_num() for pages in llm._runner.kv_cache for page in pages])
+            caches.append([page[1:].nan_to_num() for pages in llm._core.runner.kv_cache for page in pages])
     for other in caches[1:]:
         assert all(torch.equal(a, b) for a, b in zip(caches[0], other, strict=True))
 
 
 def poison_before_each_step(llm: LLM, value: float) -> None:
     """Fill what padding rows read: the null block, their last token, the unused part of the output."""
-    step = llm._step
+    step = llm._core.step
 
     def poison_and_step() -> None:
-        for keys, values in llm._runner.kv_cache:
+        for keys, values in llm._core.runner.kv_cache:
             keys[0].fill_(value)
             values[0].fill_(value)
-        state = llm._runner.buffers.state
+        state = llm._core.runner.buffers.state
         state.last_token[-1] = 11
         state.out.fill_(11)
         step()
 
-    llm._step = poison_and_step  # type: ignore[method-assign]
+    llm._core.step = poison_and_step  # type: ignore[method-assign]
 
 
 def test_emulated_replay_is_bit_equal_to_eager() -> None:
@@ -173,13 +173,13 @@ def test_emulated_replay_is_bit_equal_to_eager() -> None:
         with engine("qwen3", execution=execution, enable_prefix_caching=False) as llm:
             fixed_table_width(llm)
             assert token_ids(llm.generate(wanted, GREEDY)) == expected("qwen3", wanted)
-            caches.append([page[1:].clone() for pages in llm._runner.kv_cache for page in pages])
+            caches.append([page[1:].clone() for pages in llm._core.runner.kv_cache for page in pages])
     assert all(torch.equal(a, b) for a, b in zip(*caches, strict=True))
 
 
 def fixed_table_width(llm: LLM) -> None:
     """Let an eager engine read whole tables, as graphs do, so that sums run over the same terms."""
-    llm._runner.buffers._fixed_width = True
+    llm._core.runner.buffers._fixed_width = True
 
 
 @pytest.mark.parametrize("execution", ["eager", "emulate"])
@@ -268,7 +268,7 @@ class default_dtype:
 def test_compiled_preemption_at_every_step_changes_no_token(compiled: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     variant, llm = compiled
     wanted = prompts(4, seed=4)
-    monkeypatch.setattr(llm, "_step", llm._step)  # what follows is undone
+    monkeypatch.setattr(llm._core, "step", llm._core.step)  # what follows is undone
     preempt_before_each_step(llm)
     before = llm.stats().preemptions
     assert token_ids(llm.generate(wanted, GREEDY)) == expected(variant, wanted)
@@ -294,7 +294,7 @@ def test_compiled_a_reset_of_dynamo_by_the_host_is_survived_and_counted(compiled
     got += [token for delta in stream for token in delta.token_ids]
     assert [got, *token_ids(llm.generate(wanted[1:], GREEDY))] == expected(variant, wanted)
     assert llm.stats().compiles_after_warmup > 0
-    llm._runner._warm_compiles = llm._runner.pieces.compiles  # the next tests count from here
+    llm._core.runner._warm_compiles = llm._core.runner.pieces.compiles  # the next tests count from here
 
 
 def test_compiled_sampling_draws_what_eager_draws(compiled: Any) -> None:

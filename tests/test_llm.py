@@ -163,8 +163,8 @@ def test_a_stream_that_ends_early_is_cancelled_at_once(llm: LLM, how: str) -> No
         gc.collect()
     stats = llm.stats()
     assert (stats.requests_running, stats.blocks_used) == (0, 0)
-    llm._scheduler.check()
-    assert not llm._processors
+    llm._core.scheduler.check()
+    assert not llm._core._processors
 
 
 def test_a_closed_stream_is_over(llm: LLM) -> None:
@@ -236,7 +236,7 @@ def test_non_finite_logits_end_that_request_alone() -> None:
     want = [reference_tokens("qwen3_untied", prompt, 24) for prompt in ([4, 5, 6], [1, 2])]
     poisoned = min({*range(7, 112)} - {token for tokens in want for token in tokens})
     with engine("qwen3_untied") as llm:
-        llm._runner._open_model.decoder.embed.weight.data[poisoned] = float("nan")
+        llm._core.runner._open_model.decoder.embed.weight.data[poisoned] = float("nan")
         bad, good = llm.generate([[1, poisoned], [4, 5, 6]], GREEDY)
         assert bad.outputs[0].finish_reason == "error"
         assert isinstance(bad.error, NonFiniteLogits)
@@ -246,11 +246,11 @@ def test_non_finite_logits_end_that_request_alone() -> None:
 def test_a_fault_in_a_step_is_raised_and_the_next_request_works(llm: LLM) -> None:
     stream = llm.stream([1, 2, 3], GREEDY)
     next(stream)
-    execute = llm._runner.execute
-    llm._runner.execute = broken  # type: ignore[method-assign]
+    execute = llm._core.runner.execute
+    llm._core.runner.execute = broken  # type: ignore[method-assign]
     with pytest.raises(OstinatoError, match="a step of 2 requests failed: ZeroDivisionError: injected"):
         llm.generate([4, 5], GREEDY)
-    llm._runner.execute = execute  # type: ignore[method-assign]
+    llm._core.runner.execute = execute  # type: ignore[method-assign]
     with pytest.raises(OstinatoError, match="injected"):
         list(stream)
     assert llm.stats().blocks_used == 0
@@ -264,16 +264,16 @@ def broken(step: object) -> list[int]:
 def test_ctrl_c_in_a_batch_leaves_other_requests_intact(llm: LLM) -> None:
     stream = llm.stream([1, 2, 3], GREEDY)
     got = next(stream).token_ids
-    execute = llm._runner.execute
+    execute = llm._core.runner.execute
 
     def interrupted(step: Any) -> list[int]:
         execute(step)
         raise KeyboardInterrupt
 
-    llm._runner.execute = interrupted  # type: ignore[method-assign]
+    llm._core.runner.execute = interrupted  # type: ignore[method-assign]
     with pytest.raises(KeyboardInterrupt):
         llm.generate([[4, 5], [6]], GREEDY)
-    llm._runner.execute = execute  # type: ignore[method-assign]
+    llm._core.runner.execute = execute  # type: ignore[method-assign]
     assert llm.stats().requests_running == 1
     got += [token for delta in stream for token in delta.token_ids]
     assert got == reference_tokens("qwen3", [1, 2, 3], 24)
@@ -297,7 +297,7 @@ def test_interrupts_anywhere_cost_others_nothing(llm: LLM, seed: int) -> None:
         stream = llm.stream(prompt, GREEDY)
         got = [token for _ in range(3) for token in next(stream).token_ids]
         remaining[0] = draw.randint(1, 900)
-        step = llm._step
+        step = llm._core.step
 
         def step_traced(step: Any = step) -> None:
             sys.settrace(strike)
@@ -306,12 +306,12 @@ def test_interrupts_anywhere_cost_others_nothing(llm: LLM, seed: int) -> None:
             finally:
                 sys.settrace(None)
 
-        llm._step = step_traced  # type: ignore[method-assign]
+        llm._core.step = step_traced  # type: ignore[method-assign]
         try:
             llm.generate([[1, 2, 3], [4, 5]], SamplingParams(temperature=0, max_tokens=4))
         except KeyboardInterrupt:
             strikes += 1
-        llm._step = step  # type: ignore[method-assign]
+        llm._core.step = step  # type: ignore[method-assign]
         got += [token for delta in stream for token in delta.token_ids]
         assert got == reference_tokens("qwen3", prompt, 24)
     assert strikes > 5
@@ -323,7 +323,7 @@ def test_a_text_that_cannot_be_made_ends_its_request_alone(demo: LLM, monkeypatc
     params = SamplingParams(temperature=0, max_tokens=6)
     (want,) = token_ids(demo.generate("import os", params))
     stream = demo.stream("def f(", params)
-    processor = demo._processors[stream._request.request_id]
+    processor = demo._core._processors[stream._request.request_id]
     monkeypatch.setattr(processor, "push", broken)
     assert token_ids(demo.generate("import os", params)) == [want]
     with pytest.raises(OstinatoError, match="its text could not be made"):
@@ -362,7 +362,7 @@ def test_close_lets_go_of_the_model_and_the_cache() -> None:
     import weakref
 
     llm = engine("qwen3", execution="emulate")
-    model = llm._runner._open_model
+    model = llm._core.runner._open_model
     watched = [weakref.ref(model.decoder), weakref.ref(model.kv_cache[0][0])]
     del model
     llm.close()
@@ -478,7 +478,7 @@ def test_a_request_larger_than_the_cache_is_refused_with_numbers() -> None:
         block_bytes = probe.plan.block_bytes
     with engine("qwen3", max_model_len=40, kv_cache_memory=11 * block_bytes) as llm:
         assert len(token_ids(llm.generate(list(range(16)), GREEDY))[0]) == 24
-        llm._scheduler.max_model_len = 64  # a plan never lets this happen: the scheduler's own guard
+        llm._core.scheduler.max_model_len = 64  # a plan never lets this happen: the scheduler's own guard
         with pytest.raises(OutOfBlocks, match="11 KV blocks; the cache has 10"):
             llm.generate(list(range(18)), GREEDY)
 

@@ -69,7 +69,7 @@ SCRIPT = """
 
 
 def test_nothing_of_the_host_changes_and_no_child_is_left(tmp_path: Path) -> None:
-    from ostinato.graphs.compiled import cache_folder
+    from ostinato.graphs.compile_scope import cache_folder
 
     home = tmp_path / "ostinato"
     home.mkdir()

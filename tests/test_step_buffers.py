@@ -312,7 +312,7 @@ def test_a_preempted_request_starts_over_from_its_own_tokens() -> None:
         machine.run([7, 8])
     machine.scheduler._preempt_newest()
     machine.run()  # readmitted in the same step: all six tokens again, from the host
-    assert second.num_preemptions == 1
+    assert machine.scheduler.num_preemptions == 1
     assert second.num_computed_tokens == 6
 
 

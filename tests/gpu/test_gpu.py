@@ -120,7 +120,7 @@ def test_a_seeded_request_draws_the_same_alone_and_among_others(graphed: LLM) ->
 def test_poison_where_padded_rows_read_harms_nobody(poison: float, cpu_tokens: list[list[int]]) -> None:
     """One graph of six rows serves one request: five rows of padding read and write the null block."""
     with on_gpu(capture_sizes=[6], enable_prefix_caching=False) as llm:
-        for pages in llm._runner.kv_cache:
+        for pages in llm._core.runner.kv_cache:
             for tensor in pages:
                 tensor.fill_(poison)
         assert generate(llm, GREEDY, PROMPTS[:1]) == cpu_tokens[:1]

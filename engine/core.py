@@ -1,0 +1,186 @@
+"""One engine's loop: the requests that live, and what turns a step of them into delivered text.
+
+Owns the scheduler, the block pool, the runner and an output processor per request. Decides nothing itself: the
+scheduler says what runs, the runner runs it, the processors make text of it. Knows no lock and no thread: whoever calls
+it (``LLM``) lets one caller in at a time. Only ``drop`` may be called at any moment.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+
+from ostinato.block_pool import BlockPool
+from ostinato.layers.errors import EngineDead, OstinatoError
+from ostinato.output_processor import OutputProcessor
+from ostinato.plan import Plan
+from ostinato.request import Request, RequestStatus
+from ostinato.runner import ModelRunner
+from ostinato.scheduler import Scheduler
+from ostinato.stats import Stats
+
+
+class StepFault(OstinatoError):
+    """A step raised; every request that took part in it has ended, and the cause is chained."""
+
+
+class EngineCore:
+    """Requests go in with ``add``, ``step`` advances all of them, and their processors hold what came out."""
+
+    def __init__(self, plan: Plan, runner: ModelRunner) -> None:
+        self.plan = plan
+        self.runner = runner
+        self.closed = False
+        self._live: dict[int, Request] = {}  # requests that have not ended, or whose end was not delivered yet
+        self._processors: dict[int, OutputProcessor] = {}
+        self._dropped: deque[Request] = deque()  # of streams that nobody holds any more; ended before the next step
+        self._new_scheduler()
+
+    def add(self, request: Request, processor: OutputProcessor) -> None:
+        """Queue ``request``; refused, with nothing kept, if it can never run (``PromptTooLong``, ``OutOfBlocks``)."""
+        self.check_alive()
+        self.scheduler.add(request)
+        self._processors[request.request_id] = processor
+        self._live[request.request_id] = request
+
+    def is_live(self, request: Request) -> bool:
+        """Whether more may come of ``request``."""
+        return request.request_id in self._live
+
+    def processor(self, request: Request) -> OutputProcessor | None:
+        """What holds the text of ``request``, until it is released or aborted."""
+        return self._processors.get(request.request_id)
+
+    def release(self, request: Request) -> OutputProcessor:
+        """Hand over the processor of a request that has ended."""
+        return self._processors.pop(request.request_id)
+
+    def step(self) -> None:
+        """One step of everything that runs. A fault in it ends the requests of that step and is raised."""
+        self.check_alive()
+        self.end_dropped()
+        self._deliver()  # what an interrupted step left
+        step = None
+        try:
+            step = self.scheduler.next_step()
+            if step is None:
+                return
+            self.scheduler.commit(step, self.runner.execute(step))
+        except BaseException as error:
+            self._recover()
+            if step is None or not isinstance(error, Exception):
+                raise  # an interrupt ends its caller's requests; those of others go on
+            fault = StepFault(f"a step of {len(step.requests)} requests failed: {type(error).__name__}: {error}")
+            fault.__cause__ = error
+            self.scheduler.fail(step, fault)
+            self._deliver()
+            raise fault from error
+        self._deliver()
+
+    def abort(self, requests: Iterable[Request]) -> None:
+        """End requests that have not ended, and let go of all of them."""
+        for request in requests:
+            self.scheduler.finish(request, "abort")
+            self._live.pop(request.request_id, None)
+            self._processors.pop(request.request_id, None)
+
+    def drop(self, request: Request) -> None:
+        """Abort ``request`` before the next step. Takes no lock: a finalizer may call it in the midst of a step."""
+        self._dropped.append(request)
+
+    def end_dropped(self) -> None:
+        """Abort what was dropped since."""
+        while self._dropped:
+            self.abort([self._dropped.popleft()])
+
+    def reset_prefix_cache(self) -> None:
+        """Forget every cached prefix that no running request holds."""
+        self.check_alive()
+        self.pool.reset_prefix_cache()
+
+    def close(self) -> None:
+        """End all requests and free graphs, KV cache and weights. Again: no effect."""
+        if self.closed:
+            return
+        self.closed = True
+        try:
+            for request in list(self._live.values()):
+                self.scheduler.finish(request, "abort")
+            self._deliver()
+        finally:
+            self.runner.close()
+
+    def check_alive(self) -> None:
+        """Raise ``EngineDead`` after ``close``."""
+        if self.closed:
+            raise EngineDead("the engine is closed")
+
+    def _recover(self) -> None:
+        """After a step that did not end: nothing on the device counts, and the books must balance.
+
+        An interrupt may strike between any two lines of the scheduler, so books that do not balance are written anew:
+        every request that has not ended goes back to waiting, in order, and its blocks are computed again.
+        """
+        self.runner.drop_step()
+        try:
+            self.scheduler.check()
+        except RuntimeError:
+            self._new_scheduler()
+            for request in sorted(self._live.values(), key=lambda request: request.request_id):
+                if request.status is not RequestStatus.FINISHED:
+                    request.restart()
+                    self.scheduler.add(request)
+
+    def _new_scheduler(self) -> None:
+        config, plan = self.plan.config, self.plan
+        self.pool = BlockPool(plan.num_blocks, config.block_size, config.enable_prefix_caching)
+        self.scheduler = Scheduler(self.pool, config.max_num_seqs, config.max_num_batched_tokens, plan.max_model_len)
+
+    def _deliver(self) -> None:
+        """Bring every generated token to its output processor, and finish those whose request has ended."""
+        for request in list(self._live.values()):
+            processor = self._processors[request.request_id]
+            try:
+                for token in processor.unpushed:
+                    stop_string = processor.push(token)
+                    if stop_string is not None:
+                        self.scheduler.finish(request, "stop", stop_string)
+                        break
+            except Exception as error:  # a tokenizer's fault is that request's alone
+                fault = OstinatoError(f"request {request.request_id}: its text could not be made: {error!r}")
+                fault.__cause__ = error
+                self.scheduler.finish(request, "error", error=fault)
+            if request.status is RequestStatus.FINISHED:
+                processor.finish()
+                del self._live[request.request_id]
+
+    def stats(self) -> Stats:
+        """The counters now."""
+        self.check_alive()
+        self.end_dropped()
+        runner, pool, scheduler = self.runner, self.pool, self.scheduler
+        counts = runner.counts
+        replays = runner.graphs.replays if runner.graphs is not None else {}
+        reason = runner.fallback_reason
+        return Stats(
+            steps=counts["steps"],
+            mixed_steps=counts["mixed_steps"],
+            tokens_computed=counts["tokens_computed"],
+            tokens_generated=counts["tokens_generated"],
+            replays={size: count for size, count in replays.items() if count},
+            padding_rows=counts["padding_rows"],
+            eager_fallbacks={reason: counts["eager_fallbacks"]} if reason else {},
+            preemptions=scheduler.num_preemptions,
+            prefix_queries=pool.queries,
+            prefix_hits=pool.hits,
+            evictions=pool.evictions,
+            blocks_free=pool.num_free,
+            blocks_cached=pool.num_cached,
+            blocks_used=pool.num_used,
+            requests_running=scheduler.num_running,
+            requests_waiting=scheduler.num_waiting,
+            compiles=runner.pieces.compiles,
+            captures=runner.graphs.captures if runner.graphs is not None else 0,
+            compiles_after_warmup=runner.late_compiles,
+            captures_after_warmup=runner.late_captures,
+        )

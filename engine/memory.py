@@ -1,0 +1,60 @@
+"""How much memory an engine may have: a device's own figure, or the machine's within the limits of its container."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import psutil
+import torch
+
+CGROUP = Path("/sys/fs/cgroup")
+"""Where Linux shows a process the control group it lives in, and its limits."""
+
+
+def free_bytes(device: torch.device) -> int:
+    """Bytes that may be allocated on ``device`` now."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    available = int(psutil.virtual_memory().available)
+    left = container_bytes_left(CGROUP)
+    return available if left is None else min(available, left)
+
+
+def container_bytes_left(root: Path) -> int | None:
+    """What the memory limit of a container leaves, its page cache not counted as used; None without a limit."""
+    for folder, limit, used, cached in (
+        (root, "memory.max", "memory.current", "inactive_file"),
+        (root / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+    ):
+        values = _number(folder / limit), _number(folder / used)
+        if values[0] is not None and values[1] is not None:
+            return max(0, values[0] - values[1] + _counter(folder / "memory.stat", cached))
+    return None
+
+
+def _number(path: Path) -> int | None:
+    """The integer that a file holds; None for "max", or where there is no such file."""
+    try:
+        text = path.read_text(encoding="ascii").strip()
+    except OSError:
+        return None
+    return int(text) if text.isdecimal() else None
+
+
+def _counter(path: Path, name: str) -> int:
+    """The value after ``name`` in a file of "name value" lines; 0 where it is absent."""
+    try:
+        lines = path.read_text(encoding="ascii").splitlines()
+    except OSError:
+        return 0
+    return next((int(value) for key, _, value in (line.partition(" ") for line in lines) if key == name), 0)
+
+
+def format_bytes(count: int) -> str:
+    """``count`` bytes in the unit that reads best: "7.6 MiB"."""
+    value, unit = float(count), "B"
+    for larger in ("KiB", "MiB", "GiB", "TiB"):
+        if value < 1024:
+            break
+        value, unit = value / 1024, larger
+    return f"{count} B" if unit == "B" else f"{value:.4g} {unit}"

@@ -1,0 +1,52 @@
+"""From what a caller asks for to a ``Request``: the last check before it is queued. Touches no other request."""
+
+from __future__ import annotations
+
+import hashlib
+
+from ostinato.layers.errors import ParamError
+from ostinato.output_processor import OutputProcessor
+from ostinato.plan import Plan
+from ostinato.prompts import CheckedPrompt
+from ostinato.request import Request
+from ostinato.sampling_params import SamplingParams
+from ostinato.step_buffers import MAX_BLOCKED_IDS, stop_ids
+from ostinato.tokenizer import Tokenizer
+
+
+class RequestMaker:
+    """Numbers one engine's requests, gives the unseeded ones their seed, and checks what depends on the model."""
+
+    def __init__(self, plan: Plan, tokenizer: Tokenizer | None, eos_token_ids: frozenset[int]) -> None:
+        self._vocab_size = plan.spec.vocab_size
+        self._engine_seed = plan.config.seed
+        self._tokenizer = tokenizer
+        self._eos = eos_token_ids
+        self._made = 0
+
+    def make(self, prompt: CheckedPrompt, params: SamplingParams) -> tuple[Request, OutputProcessor]:
+        """The request and what will make its text. ``ParamError`` names the parameter that cannot be."""
+        number = self._made
+        self._made += 1
+        request = Request(number, prompt.token_ids, params, self._seed(params, number), self._eos)
+        self._check_stops(request)
+        return request, OutputProcessor(self._tokenizer, request, prompt.text)
+
+    def _seed(self, params: SamplingParams, number: int) -> int:
+        """64 bits; without one of its own, from the engine's seed and the request's number: equal prompts differ."""
+        if params.seed is not None:
+            return params.seed % (1 << 64)
+        drawn = hashlib.blake2b(f"{self._engine_seed}:{number}".encode(), digest_size=8)
+        return int.from_bytes(drawn.digest(), "little")
+
+    def _check_stops(self, request: Request) -> None:
+        if request.params.stop and self._tokenizer is None:
+            raise ParamError("stop: this checkpoint has no tokenizer, so there is no text to look in")
+        for token in request.params.stop_token_ids:
+            if token >= self._vocab_size:
+                raise ParamError(
+                    f"stop_token_ids: {token} is no token; the model's vocabulary is 0 to {self._vocab_size - 1}"
+                )
+        held_back = len(stop_ids(request))
+        if request.params.min_tokens and held_back > MAX_BLOCKED_IDS:
+            raise ParamError(f"min_tokens: can hold back {MAX_BLOCKED_IDS} stop ids, the request has {held_back}")

@@ -1,0 +1,82 @@
+"""Memory: what a container leaves, and pages that cost nothing until they are written."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+
+from ostinato.memory import container_bytes_left, format_bytes, free_bytes
+from ostinato.models.kv_cache import allocate_kv_cache
+from ostinato.models.registry import family_for
+from tiny_checkpoints import build
+
+MIB = 1 << 20
+
+
+def write(folder: Path, files: dict[str, str]) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in files.items():
+        (folder / name).write_text(text)
+    return folder
+
+
+def test_a_container_leaves_its_limit_less_what_cannot_be_reclaimed(tmp_path: Path) -> None:
+    stat = f"anon {300 * MIB}\nfile {90 * MIB}\ninactive_file {60 * MIB}\n"
+    write(
+        tmp_path,
+        {"memory.max": f"{1000 * MIB}\n", "memory.current": f"{400 * MIB}\n", "memory.stat": stat},
+    )
+    assert container_bytes_left(tmp_path) == 660 * MIB
+
+
+def test_the_older_layout_of_control_groups(tmp_path: Path) -> None:
+    write(
+        tmp_path / "memory",
+        {
+            "memory.limit_in_bytes": f"{1000 * MIB}",
+            "memory.usage_in_bytes": f"{1200 * MIB}",
+            "memory.stat": f"total_inactive_file {50 * MIB}\n",
+        },
+    )
+    assert container_bytes_left(tmp_path) == 0, "over its limit: nothing is left, not less than nothing"
+
+
+@pytest.mark.parametrize("files", [{}, {"memory.max": "max\n", "memory.current": "5\n"}, {"memory.max": "7\n"}])
+def test_no_limit_is_none(files: dict[str, str], tmp_path: Path) -> None:
+    assert container_bytes_left(write(tmp_path, files)) is None
+
+
+def test_free_memory_is_the_lesser_of_machine_and_container(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = {"memory.max": f"{64 * MIB}", "memory.current": "0"}
+    monkeypatch.setattr("ostinato.memory.CGROUP", write(tmp_path, files))
+    assert free_bytes(torch.device("cpu")) == 64 * MIB
+    monkeypatch.setattr("ostinato.memory.CGROUP", tmp_path / "none")
+    assert free_bytes(torch.device("cpu")) > 64 * MIB
+
+
+def test_pages_of_the_cache_are_resident_when_they_are_written(tmp_path: Path) -> None:
+    build("qwen3", tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    spec = family_for(config).spec(config)
+    per_block = spec.kv_elements_per_token * 16 * 2
+    resident = psutil.Process().memory_info
+    before = resident().rss
+    cache = allocate_kv_cache(spec, 512 * MIB // per_block, 16, torch.bfloat16, torch.device("cpu"))
+    assert sum(pages.nbytes for layer in cache for pages in layer) > 500 * MIB
+    assert resident().rss - before < 64 * MIB
+    assert not any(pages[::97].any() for layer in cache for pages in layer)
+    for layer in cache:
+        for pages in layer:
+            pages.fill_(1)
+    assert resident().rss - before > 450 * MIB
+    del layer, pages, cache
+    assert resident().rss - before < 64 * MIB, "given back with the tensors"
+
+
+@pytest.mark.parametrize(("count", "text"), [(0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (3 << 40, "3 TiB")])
+def test_bytes_read_well(count: int, text: str) -> None:
+    assert format_bytes(count) == text
