@@ -22,7 +22,7 @@ def as_text(plan: Plan) -> str:
 def as_json(plan: Plan) -> str:
     """The same as one JSON object: sizes in bytes, the whole spec."""
     values = {field.name: getattr(plan, field.name) for field in dataclasses.fields(plan)}
-    values |= {"num_parameters": plan.spec.num_parameters, "kv_cache_bytes": plan.kv_cache_bytes}
+    values["kv_cache_bytes"] = plan.kv_cache_bytes
     values["default_sampling_params"] = _recommended(plan)
     return json.dumps(values, default=_plain, indent=2)
 
@@ -34,7 +34,9 @@ def _recommended(plan: Plan) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """What JSON has no type for: dataclasses become objects, types and paths their names."""
+    """What JSON has no type for: dataclasses become objects, sets lists, types and paths their names."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    if isinstance(value, frozenset):
+        return sorted(value)
     return str(value).removeprefix("torch.")

@@ -15,6 +15,7 @@ from ostinato.graphs.buckets import check_sizes, default_sizes
 from ostinato.layers.errors import ConfigError
 from ostinato.memory import format_bytes, free_bytes
 from ostinato.models.checkpoint import read_config, resolve_model
+from ostinato.models.decoder import count_parameters
 from ostinato.models.registry import family_for
 from ostinato.models.spec import ModelSpec
 
@@ -35,6 +36,7 @@ class Plan:
     max_model_len: int
     num_blocks: int
     capture_sizes: tuple[int, ...]
+    num_parameters: int
     weight_bytes: int
     kv_bytes_per_token: int
     free_bytes: int
@@ -85,7 +87,7 @@ class Plan:
             ),
             (
                 "weights",
-                f"{spec.num_parameters:,} parameters, {format_bytes(self.weight_bytes)} in {_name(self.dtype)}",
+                f"{self.num_parameters:,} parameters, {format_bytes(self.weight_bytes)} in {_name(self.dtype)}",
             ),
             ("device", str(self.device) + (f", {self.num_threads} threads" if self.device.type == "cpu" else "")),
             ("execution", f"{config.execution} ({self.backend} backend)"),
@@ -121,7 +123,8 @@ def make_plan(config: EngineConfig) -> Plan:
     spec = family_for(raw).spec(raw)
     device = _device(config.device)
     dtype: torch.dtype = getattr(torch, spec.dtype if config.dtype == "auto" else config.dtype)
-    weight_bytes = spec.num_parameters * dtype.itemsize
+    num_parameters = count_parameters(spec)
+    weight_bytes = num_parameters * dtype.itemsize
     kv_bytes_per_token = spec.kv_elements_per_token * dtype.itemsize
     free = max(0, free_bytes(device) - weight_bytes)
     max_model_len = _asked_length(config, spec)
@@ -138,6 +141,7 @@ def make_plan(config: EngineConfig) -> Plan:
         max_model_len=max_model_len,
         num_blocks=num_blocks,
         capture_sizes=default_sizes(config.max_num_seqs) if sizes is None else check_sizes(sizes, config.max_num_seqs),
+        num_parameters=num_parameters,
         weight_bytes=weight_bytes,
         kv_bytes_per_token=kv_bytes_per_token,
         free_bytes=free,

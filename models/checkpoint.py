@@ -13,6 +13,7 @@ from ostinato.models.config_json import ConfigJson, read_json_object
 
 DEMO_FOLDER = Path(__file__).parent / "demo"
 _WANTED = ["*.json", "*.safetensors", "tokenizer.model", "*.jinja", "*.txt"]
+_OLD_WEIGHTS = "pytorch_model*.bin"  # wanted where there is nothing else
 _UNWANTED = ["*/*", "consolidated*"]  # sub-folders, and Mistral's second copy of the weights
 
 
@@ -52,13 +53,19 @@ def _from_hub(repo_id: str, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download  # 0.2 s, for hub ids alone
 
     command = f"hf download {repo_id}" + (f" --revision {revision}" if revision else "")
+
+    def download(wanted: list[str]) -> Path:
+        return Path(snapshot_download(repo_id, revision=revision, allow_patterns=wanted, ignore_patterns=_UNWANTED))
+
     try:
-        path = snapshot_download(repo_id, revision=revision, allow_patterns=_WANTED, ignore_patterns=_UNWANTED)
+        folder = download(_WANTED)
+        if not any(folder.glob("*.safetensors")):
+            folder = download([*_WANTED, _OLD_WEIGHTS])
     except Exception as error:  # whatever its network layer raises, the user needs the reason and the command
         raise ModelLoadError(f"model {repo_id!r}: {_reason(error)}. To download it: {command}") from error
-    folder = Path(path)
-    if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
-        found = f"the local cache has it without config.json or safetensors files ({folder})"
+    weights = [path for pattern in ("*.safetensors", _OLD_WEIGHTS) for path in folder.glob(pattern)]
+    if not (folder / "config.json").is_file() or not weights:
+        found = f"the local cache has it without config.json or safetensors files or {_OLD_WEIGHTS} ({folder})"
         raise ModelLoadError(f"model {repo_id!r}: {found}. To download it: {command}")
     return folder
 

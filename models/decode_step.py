@@ -24,7 +24,6 @@ from ostinato.layers.attention.metadata import AttentionMetadata
 from ostinato.layers.rope import rope_table
 from ostinato.layers.sampler import SamplingInputs
 from ostinato.models.decoder import Block, Decoder, KVCache
-from ostinato.models.spec import RopeSpec
 
 
 class Sampling(Enum):
@@ -79,41 +78,36 @@ class StepState:
     """``[max_num_seqs] int64``: the tokens of this step, by row."""
 
 
-class RopeTable(NamedTuple):
-    """Cosines and sines ``[max_positions, rotary_dim / 2] float32``."""
+class Rotation(NamedTuple):
+    """Cosines and sines of some positions, ``[n, rotary_dim / 2] float32`` each; None where nothing rotates."""
 
-    cos: Tensor
-    sin: Tensor
-
-
-def rope_of(decoder: Decoder, max_positions: int, device: torch.device) -> RopeTable:
-    """The model's rotary table; all its layers must share one ``RopeSpec``."""
-    specs: set[RopeSpec] = {layer.attention.rope for layer in decoder.spec.layers}
-    if len(specs) != 1:
-        raise ValueError(f"layers with {len(specs)} different rotary embeddings need one table each")
-    return RopeTable(*rope_table(specs.pop(), max_positions, device))
+    cos: Tensor | None
+    sin: Tensor | None
 
 
-def embed_rows(
-    decoder: Decoder, rope: RopeTable, last_token: Tensor, block_table: Tensor, rows: RowInputs
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Embeddings ``[rows, hidden_size]``, cosines, sines and block table of each row's token."""
-    tokens = last_token[rows.row_slot].clamp_min(0)
-    return (
-        decoder.embed(tokens),
-        rope.cos[rows.positions],
-        rope.sin[rows.positions],
-        block_table[rows.row_slot],
-    )
+@dataclass(frozen=True)
+class RopeTables:
+    """A table of all positions for each kind of rotation in the model, and which of them each layer takes."""
+
+    tables: tuple[Rotation, ...]
+    of_layer: tuple[int, ...]
+
+    def at(self, positions: Tensor) -> list[Rotation]:
+        """Each table's rows at ``positions [tokens] int64``."""
+        return [
+            Rotation(cos[positions], sin[positions]) if cos is not None and sin is not None else Rotation(None, None)
+            for cos, sin in self.tables
+        ]
 
 
-def embed_tokens(
-    decoder: Decoder, rope: RopeTable, last_token: Tensor, block_table: Tensor, tokens: TokenInputs
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """As ``embed_rows``, for tokens from the host or from ``last_token``; the table is that of all rows."""
-    fed = last_token[tokens.token_slot.clamp_min(0)].clamp_min(0)
-    ids = torch.where(tokens.token_slot >= 0, fed, tokens.token_ids)
-    return decoder.embed(ids), rope.cos[tokens.positions], rope.sin[tokens.positions], block_table[tokens.row_slot]
+def rope_of(decoder: Decoder, max_positions: int, device: torch.device) -> RopeTables:
+    """The model's rotary tables for positions below ``max_positions``."""
+    specs = [layer.attention.rope for layer in decoder.spec.layers]
+    kinds = list(dict.fromkeys(specs))
+    tables = [
+        Rotation(None, None) if spec is None else Rotation(*rope_table(spec, max_positions, device)) for spec in kinds
+    ]
+    return RopeTables(tuple(tables), tuple(kinds.index(spec) for spec in specs))
 
 
 def layer(block: Block, x: Tensor, k_cache: Tensor, v_cache: Tensor, meta: AttentionMetadata) -> Tensor:
@@ -153,15 +147,17 @@ class StepModel:
     """A decoder with everything a step needs of it that is not an input."""
 
     decoder: Decoder
-    rope: RopeTable
+    rope: RopeTables
     kv_cache: KVCache
     state: StepState
 
     def decode(self, pieces: Pieces, rows: RowInputs, width: int, sampling: Sampling, inputs: SamplingInputs) -> None:
         """One token for each row, over the first ``width`` cells of the block table."""
         state = self.state
-        x, cos, sin, table = embed_rows(self.decoder, self.rope, state.last_token, state.block_table[:, :width], rows)
-        x = self._layers(pieces, x, AttentionMetadata(rows.slot_mapping, table, rows.context_lens, cos, sin, None))
+        tokens = state.last_token[rows.row_slot].clamp_min(0)
+        table = state.block_table[:, :width][rows.row_slot]
+        meta = AttentionMetadata(rows.slot_mapping, table, rows.context_lens, None, None, None)
+        x = self._layers(pieces, tokens, rows.positions, meta)
         self._sample(pieces, x, rows.row_slot, sampling, inputs)
 
     def mixed(
@@ -180,17 +176,21 @@ class StepModel:
         ``pieces`` run the tokens, ``row_pieces`` the head and the sampling of the ``n`` rows.
         """
         state = self.state
-        x, cos, sin, table = embed_tokens(
-            self.decoder, self.rope, state.last_token, state.block_table[:, :width], tokens
-        )
-        meta = AttentionMetadata(tokens.slot_mapping, table, tokens.context_lens, cos, sin, tokens.cu_seqlens_q)
-        x = self._layers(pieces, x, meta)
+        fed = state.last_token[tokens.token_slot.clamp_min(0)].clamp_min(0)
+        token_ids = torch.where(tokens.token_slot >= 0, fed, tokens.token_ids)
+        table = state.block_table[:, :width][tokens.row_slot]
+        meta = AttentionMetadata(tokens.slot_mapping, table, tokens.context_lens, None, None, tokens.cu_seqlens_q)
+        x = self._layers(pieces, token_ids, tokens.positions, meta)
         if len(sample_at):
             self._sample(row_pieces, x.index_select(0, sample_at), sample_slot, sampling, inputs)
 
-    def _layers(self, pieces: Pieces, x: Tensor, meta: AttentionMetadata) -> Tensor:
-        for run, block, (k_cache, v_cache) in zip(pieces.layers, self.decoder.layers, self.kv_cache, strict=True):
-            x = run(block, x, k_cache, v_cache, meta)
+    def _layers(self, pieces: Pieces, token_ids: Tensor, positions: Tensor, meta: AttentionMetadata) -> Tensor:
+        """From ids to the last layer's output; ``meta`` is completed with each layer's rotation."""
+        x = self.decoder.embed_tokens(token_ids, positions)
+        metas = [meta._replace(cos=cos, sin=sin) for cos, sin in self.rope.at(positions)]
+        layers = zip(pieces.layers, self.decoder.layers, self.kv_cache, self.rope.of_layer, strict=True)
+        for run, block, (k_cache, v_cache), kind in layers:
+            x = run(block, x, k_cache, v_cache, metas[kind])
         return x
 
     def _sample(self, pieces: Pieces, x: Tensor, row_slot: Tensor, sampling: Sampling, inputs: SamplingInputs) -> None:

@@ -6,7 +6,25 @@ from collections.abc import Mapping
 
 from ostinato.layers.errors import ModelLoadError
 from ostinato.models.config_json import shown
-from ostinato.models.families import llama, qwen3
+from ostinato.models.families import (
+    falcon,
+    gemma,
+    gpt2,
+    gpt_neox,
+    gpt_oss,
+    granite,
+    llama,
+    minimax_m2,
+    mistral,
+    mixtral,
+    mpt,
+    olmo2,
+    phi3,
+    qwen2,
+    qwen3,
+    qwen3_moe,
+    smollm3,
+)
 from ostinato.models.families.family import Family
 
 _FAMILIES: dict[str, Family] = {}
@@ -27,5 +45,15 @@ def family_for(config: Mapping[str, object]) -> Family:
     return _FAMILIES[name]
 
 
-for _family in (llama.FAMILY, qwen3.FAMILY):
-    register_model(_family)
+def families() -> list[Family]:
+    """Every known family once, in order of registration."""
+    return list(dict.fromkeys(_FAMILIES.values()))
+
+
+for _module in (
+    llama, qwen2, qwen3, qwen3_moe, mistral, mixtral, gpt2, gpt_neox, mpt, falcon, phi3, smollm3, olmo2, gpt_oss,
+    granite, minimax_m2,
+):  # fmt: skip
+    register_model(_module.FAMILY)
+register_model(gemma.GEMMA2)
+register_model(gemma.GEMMA3)

@@ -22,6 +22,7 @@ _KEYS = {
     "linear": _SCALED,
     "llama3": _SCALED | {"low_freq_factor", "high_freq_factor"},
     "yarn": _SCALED | _YARN,
+    "longrope": _SCALED | {"short_factor", "long_factor", "attention_factor"},
 }
 
 
@@ -45,7 +46,12 @@ def _parse(config: ConfigJson, rope: ConfigJson, head_dim: int, default_theta: f
     rotary_dim = int(head_dim * partial)
     if rotary_dim < 2 or rotary_dim % 2:
         raise config.refusal("head_dim", "an even number of rotated dimensions, 2 or more", rotary_dim)
-    return RopeSpec(theta, rotary_dim, _scaling(config, rope, kind))
+    scaling = _scaling(config, rope, kind)
+    if scaling is not None and scaling.kind == "longrope":
+        for key, factors in (("short_factor", scaling.short_factors), ("long_factor", scaling.long_factors)):
+            if len(factors) != rotary_dim // 2:
+                raise rope.refusal(key, f"{rotary_dim // 2} factors", len(factors))
+    return RopeSpec(theta, rotary_dim, scaling)
 
 
 def _scaling(config: ConfigJson, rope: ConfigJson, kind: str) -> RopeScaling | None:
@@ -59,6 +65,8 @@ def _scaling(config: ConfigJson, rope: ConfigJson, kind: str) -> RopeScaling | N
         return _llama3(rope, original)
     if kind == "yarn":
         return _yarn(rope, original, positions)
+    if kind == "longrope":
+        return _longrope(rope, original, positions)
     return None
 
 
@@ -86,3 +94,28 @@ def _yarn(rope: ConfigJson, original: int, positions: int) -> RopeScaling:
         attention_factor=rope.number("attention_factor", 1e-6, _LARGEST, attention),
         truncate=rope.flag("truncate", True),
     )
+
+
+def _longrope(rope: ConfigJson, original: int, positions: int) -> RopeScaling:
+    """Without an attention factor it is ``sqrt(1 + ln(factor) / ln(original))`` (Ding et al. 2024, section 4.2)."""
+    factor = rope.number("factor", 1, _LARGEST, max(1.0, positions / original))
+    attention = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
+    return RopeScaling(
+        "longrope",
+        factor,
+        original,
+        attention_factor=rope.number("attention_factor", 1e-6, _LARGEST, attention),
+        short_factors=_factors(rope, "short_factor"),
+        long_factors=_factors(rope, "long_factor"),
+    )
+
+
+def _factors(rope: ConfigJson, key: str) -> tuple[float, ...]:
+    values = rope.values.get(key)
+    if not isinstance(values, list) or not values or not all(_is_factor(value) for value in values):
+        raise rope.refusal(key, "a list of positive numbers")
+    return tuple(float(value) for value in values)
+
+
+def _is_factor(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < _LARGEST

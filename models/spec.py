@@ -7,22 +7,59 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ostinato.layers.specs import AttentionSpec, FfnSpec, NormSpec, RopeScaling, RopeSpec
+from ostinato.layers.specs import (
+    AlibiSpec,
+    AttentionSpec,
+    ClampedGlu,
+    FfnSpec,
+    MoeSpec,
+    NormSpec,
+    RopeScaling,
+    RopeSpec,
+    RoutingSpec,
+)
 
-__all__ = ["AttentionSpec", "FfnSpec", "LayerSpec", "ModelSpec", "NormSpec", "RopeScaling", "RopeSpec"]
+__all__ = [
+    "PRE_NORMS",
+    "AlibiSpec",
+    "AttentionSpec",
+    "ClampedGlu",
+    "FfnSpec",
+    "LayerSpec",
+    "ModelSpec",
+    "MoeSpec",
+    "NormSpec",
+    "RopeScaling",
+    "RopeSpec",
+    "RoutingSpec",
+]
+
+PRE_NORMS = frozenset({"pre_attn", "pre_ffn"})
+"""Where most layers normalise. The other places are ``post_attn`` and ``post_ffn``."""
 
 
 @dataclass(frozen=True)
 class LayerSpec:
-    """One pre-norm decoder layer: ``x += attention(norm(x)); x += ffn(norm(x))``."""
+    """One decoder layer: attention and a feed-forward part, each added to what came in.
+
+    ``norms`` names the places of its norms. ``parallel`` feeds both parts the same input; without a ``pre_ffn`` norm
+    both get the one normalised input. ``residual_scale`` multiplies what each part adds.
+    """
 
     attention: AttentionSpec
-    ffn: FfnSpec
+    ffn: FfnSpec | MoeSpec
+    norms: frozenset[str] = PRE_NORMS
+    parallel: bool = False
+    residual_scale: float = 1.0
 
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """A decoder-only language model. ``dtype`` is the checkpoint's own, by torch's name ("bfloat16")."""
+    """A decoder-only language model. ``dtype`` is the checkpoint's own, by torch's name ("bfloat16").
+
+    ``embed_scale`` multiplies the embeddings; ``num_learned_positions`` (0: none) learned ones are added to them;
+    logits are multiplied by ``logit_scale`` and kept within ``logit_softcap``.
+    """
 
     architecture: str
     vocab_size: int
@@ -32,22 +69,12 @@ class ModelSpec:
     tie_word_embeddings: bool
     max_position_embeddings: int
     dtype: str
+    embed_scale: float = 1.0
+    num_learned_positions: int = 0
+    logit_scale: float = 1.0
+    logit_softcap: float | None = None
 
     @property
     def kv_elements_per_token(self) -> int:
         """Key and value elements of one token over all layers; times the dtype's bytes = KV bytes per token."""
         return sum(2 * layer.attention.kv_size for layer in self.layers)
-
-    @property
-    def num_parameters(self) -> int:
-        """Elements of all parameters; a tied head is counted once."""
-        embeddings = self.vocab_size * self.hidden_size * (1 if self.tie_word_embeddings else 2)
-        return embeddings + self.hidden_size + sum(self._layer_parameters(layer) for layer in self.layers)
-
-    def _layer_parameters(self, layer: LayerSpec) -> int:
-        hidden, attention, ffn = self.hidden_size, layer.attention, layer.ffn
-        qkv = attention.q_size + 2 * attention.kv_size
-        count = 2 * hidden + qkv * hidden + attention.q_size * hidden + 3 * ffn.intermediate_size * hidden
-        count += qkv * attention.qkv_bias + hidden * attention.o_bias
-        count += 2 * attention.head_dim * attention.qk_norm
-        return count + (2 * ffn.intermediate_size + hidden) * ffn.bias

@@ -23,7 +23,7 @@ from ostinato.models.spec import AttentionSpec, FfnSpec, LayerSpec, ModelSpec, N
 
 # A paged decode step.
 
-ATTENTION = AttentionSpec(4, 2, 8, 8**-0.5, RopeSpec(1e4, 8), qk_norm=True)
+ATTENTION = AttentionSpec(4, 2, 8, 8**-0.5, RopeSpec(1e4, 8), qk_norm="head")
 SPEC = ModelSpec("Tiny", 40, 16, (LayerSpec(ATTENTION, FfnSpec(24, "silu")),) * 2, NormSpec(1e-5), False, 64, "float32")
 WIDTH, BLOCK_SIZE = 4, 4
 CPU = torch.device("cpu")

@@ -14,6 +14,7 @@ import torch
 from ostinato.errors import ModelLoadError
 from ostinato.layers.rope import inverse_frequencies
 from ostinato.models import registry
+from ostinato.models.decoder import count_parameters
 from ostinato.models.registry import family_for, register_model
 from ostinato.models.spec import ModelSpec, RopeScaling, RopeSpec
 from tiny_checkpoints import VARIANTS, build
@@ -47,7 +48,7 @@ def test_spec_agrees_with_the_transformers_model(variant: str, tmp_path: Path) -
     spec = parse(json.loads((tmp_path / "config.json").read_text()))
     config, attention = model.config, spec.layers[0].attention
     assert spec.architecture == VARIANTS[variant][0]
-    assert spec.num_parameters == sum(p.numel() for p in model.parameters())
+    assert count_parameters(spec) == sum(p.numel() for p in model.parameters())
     assert (spec.vocab_size, spec.hidden_size, len(spec.layers)) == (
         config.vocab_size,
         config.hidden_size,
@@ -154,8 +155,10 @@ def test_settings_that_are_off_change_nothing(inactive: dict[str, Any]) -> None:
 
 
 REFUSED = [
-    (QWEN3, {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1}, "sliding_window"),
-    (QWEN3, {"layer_types": ["full_attention", "sliding_attention"]}, "layer_types"),
+    (QWEN3, {"layer_types": ["full_attention", "sliding_attention"]}, "sliding_window"),
+    (QWEN3, {"sliding_window": 8, "layer_types": ["full_attention", "sliding_attention"]}, "sliding_window"),
+    (QWEN3, {"layer_types": ["full_attention"]}, "layer_types"),
+    (QWEN3, {"layer_types": ["full_attention", "linear_attention"]}, "layer_types"),
     (QWEN3, {"layer_types": "full_attention"}, "layer_types"),
     (LLAMA, {"sliding_window": 4096}, "sliding_window"),
     (LLAMA, {"quantization_config": {"quant_method": "fp8"}}, "quantization_config"),
@@ -164,7 +167,7 @@ REFUSED = [
     (LLAMA, {"dtype": "float8_e4m3fn"}, "dtype"),
     (LLAMA, {"torch_dtype": "int8"}, "torch_dtype"),
     (LLAMA, {"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "rope_type"),
-    (LLAMA, {"rope_parameters": {"rope_type": "longrope", "short_factor": [1.0]}}, "rope_type"),
+    (LLAMA, {"rope_parameters": {"rope_type": "longrope", "short_factor": [1.0]}}, "long_factor"),
     (LLAMA, {"rope_parameters": {"full_attention": {"rope_type": "default"}}}, "full_attention"),
     (LLAMA, {"rope_scaling": {"type": "default", "mrope_section": [2, 3, 3]}}, "mrope_section"),
     (LLAMA, {"rope_scaling": {"type": "linear"}}, "factor"),
@@ -223,7 +226,10 @@ def test_a_thousand_random_configs_parse_or_are_refused() -> None:
 
 @pytest.mark.parametrize("names", [["MambaForCausalLM"], [], None, "LlamaForCausalLM", [3]])
 def test_an_unsupported_architecture_lists_the_supported(names: object) -> None:
-    with pytest.raises(ModelLoadError, match=r"architectures: expected one of LlamaForCausalLM, .*Qwen3ForCausalLM"):
+    with pytest.raises(
+        ModelLoadError,
+        match=r"architectures: expected one of FalconForCausalLM, .*LlamaForCausalLM, .*Qwen3ForCausalLM",
+    ):
         family_for({"architectures": names})
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ostinato.errors import ModelLoadError
 from ostinato.models.checkpoint import read_config
-from ostinato.models.decoder import Decoder
+from ostinato.models.decoder import Decoder, count_parameters
 from ostinato.models.families.family import Family
 from ostinato.models.registry import family_for
 from ostinato.models.weights.load import LoadReport, load_weights
@@ -81,7 +81,7 @@ def test_parameters_equal_those_of_transformers_after_fusing(variant: str, max_s
     model = build(variant, tmp_path, max_shard_size=max_shard_size)
     decoder, report = load(tmp_path)
     assert_same(decoder, fused(model.state_dict(), len(decoder.spec.layers)))
-    assert report.num_parameters == sum(p.numel() for p in model.parameters()) == decoder.spec.num_parameters
+    assert report.num_parameters == sum(p.numel() for p in model.parameters()) == count_parameters(decoder.spec)
     assert report.parameter_bytes == 4 * report.num_parameters
     assert report.num_files == len(list(tmp_path.glob("*.safetensors")))
     assert (report.num_files > 3) == (max_shard_size == "30KB")
@@ -346,8 +346,8 @@ def test_all_problems_come_together_ten_of_them_in_full(single: Path) -> None:
 
 
 def test_a_folder_without_weights_says_what_it_holds(single: Path) -> None:
-    (single / SINGLE_FILE).rename(single / "pytorch_model.bin")
-    assert f"expected {SINGLE_FILE} or {INDEX_FILE}, found pytorch_model.bin" in refusal(single)
+    (single / SINGLE_FILE).rename(single / "model.gguf")
+    assert f"expected {SINGLE_FILE} or {INDEX_FILE} (or pytorch_model.bin), found model.gguf" in refusal(single)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

@@ -3,7 +3,7 @@
 ``build("qwen3", folder)`` writes a checkpoint of some kilobytes and returns the transformers model that wrote it. Every
 parameter is redrawn, because transformers' own start values (norm weights of one, biases of zero) hide mistakes; the
 epsilon is 1e-3 for the same reason. ``heads * head_dim`` differs from ``hidden_size`` in most variants. No variant has
-an end-of-sequence token unless the caller asks for one (``eos_token_id=2``).
+an end-of-sequence token unless the caller asks for one (``eos_token_id=2``). The variants are listed in ``tiny/``.
 """
 
 from __future__ import annotations
@@ -11,48 +11,22 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tiny.classic import CLASSIC
+from tiny.dense import DENSE
+from tiny.experts import EXPERTS
+from tiny.llama_like import LLAMA_LIKE
+from tiny.variant import Variant
+
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedModel
 
-_COMMON: dict[str, Any] = {
-    "vocab_size": 112,
-    "hidden_size": 48,
-    "intermediate_size": 80,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 16,
-    "max_position_embeddings": 256,
-    "rms_norm_eps": 1e-3,
-    "tie_word_embeddings": False,
-    "bos_token_id": None,
-    "eos_token_id": None,
-}
+    from tiny.forms import Form
 
-
-def _rope(theta: float, kind: str = "default", **scaling: Any) -> dict[str, Any]:
-    return {"rope_parameters": {"rope_type": kind, "rope_theta": theta, **scaling}}
-
-
-_LLAMA3 = _rope(
-    5e5, "llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=64
-)
-_YARN = _rope(1e4, "yarn", factor=4.0, original_max_position_embeddings=64)
-
-# variant: (transformers' model class, what differs from _COMMON)
-VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
-    "qwen3": ("Qwen3ForCausalLM", {"tie_word_embeddings": True, "num_hidden_layers": 3, **_rope(1e6)}),
-    "qwen3_untied": ("Qwen3ForCausalLM", {"vocab_size": 128, **_rope(1e6)}),
-    "qwen3_bias": ("Qwen3ForCausalLM", {"attention_bias": True, **_rope(1e4)}),
-    "qwen3_yarn": ("Qwen3ForCausalLM", {"num_attention_heads": 6, **_YARN}),
-    "llama2_mha": ("LlamaForCausalLM", {"hidden_size": 64, "num_key_value_heads": 4, **_rope(1e4)}),
-    "llama3_gqa": ("LlamaForCausalLM", {"num_hidden_layers": 3, **_LLAMA3}),
-    "codellama": ("LlamaForCausalLM", {"num_key_value_heads": 4, **_rope(1e6)}),
-    "llama_linear": ("LlamaForCausalLM", _rope(1e4, "linear", factor=4.0)),
-    "llama_yarn": ("LlamaForCausalLM", _YARN),
-    "llama_bias": ("LlamaForCausalLM", {"attention_bias": True, "mlp_bias": True, **_rope(1e4)}),
-    "llama_tied": ("LlamaForCausalLM", {"tie_word_embeddings": True, "num_key_value_heads": 1, **_LLAMA3}),
-}
+VARIANTS: dict[str, Variant] = LLAMA_LIKE
+"""What every test of the engine runs on."""
+ALL_VARIANTS: dict[str, Variant] = {**LLAMA_LIKE, **DENSE, **EXPERTS, **CLASSIC}
+"""Every family and its odd forms."""
 
 
 def build(
@@ -62,40 +36,71 @@ def build(
     seed: int = 0,
     dtype: str = "float32",
     max_shard_size: str = "1GB",
+    form: Form = "safetensors",
+    old_config: bool = False,
+    hub_names: bool = False,
+    fused_experts: bool = False,
     **overrides: Any,
 ) -> PreTrainedModel:
-    """Write a checkpoint of one of ``VARIANTS`` into ``folder``; return the transformers model (eval mode, sdpa).
+    """Write a checkpoint of one of ``ALL_VARIANTS`` into ``folder``; return the transformers model, in eval mode.
 
-    ``overrides`` are config.json fields. ``max_shard_size="40KB"`` gives several shards and an index.
+    The model runs the attention that is the variant's reference. ``overrides`` are config.json fields.
+    ``max_shard_size="40KB"`` gives several safetensors shards and an index; ``form`` "bin" and "bin_sharded" give
+    files of ``torch.save`` instead; ``old_config`` a config.json in the words of transformers 4; ``hub_names`` the
+    tensor names and the buffers of old files on the hub (GPT-2, GPT-NeoX, Falcon, Llama); ``fused_experts`` all experts
+    in one tensor, as transformers 5 holds them in memory and saves them when asked to.
     """
-    import torch
     import transformers
 
-    class_name, changes = VARIANTS[family]
-    model_class = getattr(transformers, class_name)
-    config = model_class.config_class(**{**_COMMON, **changes, **overrides})
-    with torch.random.fork_rng(devices=[]):
-        model: PreTrainedModel = model_class(config)
-    redraw(model, seed)
-    model = model.to(getattr(torch, dtype)).eval()
-    model.save_pretrained(folder, max_shard_size=max_shard_size)
+    from tiny import forms
+
+    variant = ALL_VARIANTS[family]
+    model_class = getattr(transformers, variant.model_class)
+    model = _random_model(model_class, variant, overrides, seed, dtype)
+    model.save_pretrained(folder, max_shard_size=max_shard_size, save_original_format=not fused_experts)
+    if hub_names or form != "safetensors":
+        forms.rewrite_weights(folder, form, forms.hub_names if hub_names else forms.unchanged)
+    if old_config:
+        forms.rewrite_config(folder)
     return model
 
 
-def redraw(model: PreTrainedModel, seed: int) -> None:
-    """Draw every parameter anew. With these scales 40 greedy tokens of any variant have 19-33 different ones.
+def _random_model(
+    model_class: type[PreTrainedModel], variant: Variant, overrides: dict[str, Any], seed: int, dtype: str
+) -> PreTrainedModel:
+    import torch
 
-    Larger embeddings make a tied model repeat its last token; a query/key norm around one makes attention uniform.
+    implementations = {"attn_implementation": variant.attention, "experts_implementation": "eager"}
+    config = model_class.config_class(**{**variant.config, **overrides, **implementations})
+    with torch.random.fork_rng(devices=[]):
+        model = model_class(config)
+    redraw(model, seed, variant.embedding)
+    return model.to(getattr(torch, dtype)).eval()
+
+
+def redraw(model: PreTrainedModel, seed: int, embedding: float = 0.3) -> None:
+    """Draw every parameter anew, and the buffers that routing adds to its scores.
+
+    The scales keep greedy tokens from repeating: 40 of the llama-like variants have 19-35 different ones. A query/key
+    norm around one makes attention uniform.
     """
     import torch
 
     generator = torch.Generator().manual_seed(seed)
+    drawn = [*model.named_parameters(), *((n, b) for n, b in model.named_buffers() if "correction_bias" in n)]
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            noise = torch.randn(parameter.shape, generator=generator)
-            if parameter.dim() == 2:
-                parameter.copy_(noise * (0.3 if "embed" in name else 2.0 * parameter.shape[1] ** -0.5))
-            elif "norm" in name:
-                parameter.copy_((1.5 if "q_norm" in name or "k_norm" in name else 1.0) * (1.0 + 0.3 * noise))
-            else:
-                parameter.copy_(0.2 * noise)
+        for name, tensor in drawn:
+            noise = torch.randn(tensor.shape, generator=generator)
+            kind = type(model.get_submodule(name.rpartition(".")[0])).__name__
+            tensor.copy_(embedding * noise if kind.endswith("Embedding") else _scaled(noise, name, kind))
+
+
+def _scaled(noise: Tensor, name: str, kind: str) -> Tensor:
+    """``noise`` for the parameter ``name`` of a ``kind`` of module, in a size that shows in the logits."""
+    if noise.dim() > 1 and not name.endswith("_bias"):
+        inputs = noise.shape[-2] if kind in ("Conv1D", "GptOssExperts") else noise.shape[-1]
+        return noise * 2.0 * inputs**-0.5
+    if "Norm" in kind and name.endswith("weight"):
+        sharp = 1.5 if "q_norm" in name or "k_norm" in name else 1.0
+        return sharp * (1.0 + 0.3 * noise) - float(kind.startswith("Gemma"))  # Gemma's weights lie around zero
+    return noise * (1.0 if name.endswith("sinks") else 0.2)

@@ -19,9 +19,9 @@ class AttentionMetadata(NamedTuple):
     """``[rows, width] int32``: the blocks of each row's context, in order."""
     context_lens: Tensor
     """``[rows] int32``: tokens each row may see, its new ones included; at least 1."""
-    cos: Tensor
-    """``[tokens, rotary_dim / 2] float32``: cosines of the new tokens' positions."""
-    sin: Tensor
+    cos: Tensor | None
+    """``[tokens, rotary_dim / 2] float32``: cosines of the new tokens' positions; None where nothing rotates."""
+    sin: Tensor | None
     """``[tokens, rotary_dim / 2] float32``."""
     cu_seqlens_q: Tensor | None
     """``[rows + 1] int32``: row ``r`` owns tokens ``cu_seqlens_q[r] : cu_seqlens_q[r + 1]``; None on a decode step."""

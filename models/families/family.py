@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from ostinato.models.spec import ModelSpec
-from ostinato.models.weights.rules import Rule
+from ostinato.models.weights.rules import OneOf, Rule
 
 
 @dataclass(frozen=True)
@@ -15,11 +15,13 @@ class Family:
 
     ``architectures`` are the names in config.json that mean this family; ``spec`` reads a parsed config.json and raises
     ``ModelLoadError`` for what it does not support; ``ignored`` are tensor names (``fnmatch`` patterns) that files of
-    the family carry and no parameter needs.
+    the family carry and no parameter needs. ``renames`` are regular expressions and what replaces them, applied
+    in turn to every name in the files (``re.sub``); rules and ``ignored`` speak of what comes out.
     """
 
     name: str
     architectures: tuple[str, ...]
     spec: Callable[[Mapping[str, object]], ModelSpec]
-    rules: tuple[Rule, ...]
+    rules: tuple[Rule | OneOf, ...]
     ignored: tuple[str, ...] = ()
+    renames: tuple[tuple[str, str], ...] = ()

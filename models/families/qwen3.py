@@ -6,30 +6,20 @@ from collections.abc import Mapping
 
 from ostinato.models.config_json import ConfigJson
 from ostinato.models.families import llama
+from ostinato.models.families.common import llama_like, switched_windows, with_windows
 from ostinato.models.families.family import Family
 from ostinato.models.spec import ModelSpec
-from ostinato.models.weights.rules import Rule
 
-RULES = (
-    *llama.RULES,
-    Rule("model.layers.{layer}.self_attn.q_norm", "layers.{layer}.attention.q_norm"),
-    Rule("model.layers.{layer}.self_attn.k_norm", "layers.{layer}.attention.k_norm"),
-)
+RULES = (*llama.RULES, *llama.QK_NORM_RULES)
 
 
 def qwen3_spec(values: Mapping[str, object]) -> ModelSpec:
     """The model that a Qwen3 ``config.json`` describes."""
     config = ConfigJson(values)
-    return llama.rms_gated_spec(
-        config, "Qwen3ForCausalLM", window=_has_window(config), default_head_dim=128, qk_norm=True
-    )
-
-
-def _has_window(config: ConfigJson) -> bool:
-    """Switched on, and some layer is at ``max_window_layers`` or above; ``layer_types`` are looked at elsewhere."""
-    if not config.flag("use_sliding_window", False) or not config.has("sliding_window") or config.has("layer_types"):
-        return False
-    return config.integer("max_window_layers", 0, 1 << 20, 28) < config.integer("num_hidden_layers", 1, 1024)
+    bias = config.flag("attention_bias", False)
+    spec = llama_like(config, "Qwen3ForCausalLM", default_head_dim=128, qk_norm="head", qkv_bias=bias, o_bias=bias)
+    first = config.integer("max_window_layers", 0, 1 << 20, 28)
+    return with_windows(spec, switched_windows(config, len(spec.layers), first))
 
 
 FAMILY = Family("qwen3", ("Qwen3ForCausalLM",), qwen3_spec, RULES, llama.IGNORED)

@@ -2,7 +2,8 @@
 
 First every header is checked against every parameter, and all problems are reported together; then each parameter is
 allocated once, in its final fused shape, and filled piece by piece. The peak is the parameters and one small buffer:
-nothing is concatenated, and no file is mapped. Knows no architecture: names and rows come from the family's rules.
+nothing is concatenated, and no safetensors file is mapped. Knows no architecture: names, rows and layouts come from the
+family's rules.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import nn
@@ -23,6 +25,14 @@ from ostinato.models.weights.stream import Parameters, Progress, fill
 
 PROBLEMS_SHOWN = 10
 LINE_SHOWN = 300  # characters: a broken header may hold a name of megabytes
+
+
+@runtime_checkable
+class MakesBuffers(Protocol):
+    """A module with tensors that are neither parameters nor in a checkpoint."""
+
+    def make_buffers(self, device: torch.device) -> None:
+        """Make them, on ``device``; the module's parameters have their final dtype and no values yet."""
 
 
 @dataclass(frozen=True)
@@ -47,9 +57,9 @@ def load_weights(
 ) -> LoadReport:
     """Give ``model`` the parameters of ``folder``, on ``device`` and in ``dtype``, without gradients.
 
-    Parameters that were one object (a tied head) stay one. ``ModelLoadError`` lists broken files and tensors that are
-    missing, not wanted or misshapen before anything is allocated; values that are not finite are found while copying,
-    and leave a model that must be dropped.
+    Parameters that were one object (a tied head) stay one. Modules that have ``make_buffers`` make what no file holds.
+    ``ModelLoadError`` lists broken files and tensors that are missing, not wanted or misshapen before anything is
+    allocated; values that are not finite are found while copying, and leave a model that must be dropped.
     """
     began = time.perf_counter()
     source = open_source(folder)
@@ -61,6 +71,7 @@ def load_weights(
     _raise_problems(folder, plan.problems)
     with torch.inference_mode(False), torch.no_grad():
         parameters = _allocate(model, torch.device(device), dtype)
+        _make_buffers(model, torch.device(device))
         fill(parameters, plan, progress)
     owned = [parameters[name] for name in firsts.values()]
     return LoadReport(
@@ -95,6 +106,13 @@ def _allocate(model: nn.Module, device: torch.device, dtype: torch.dtype) -> Par
             fresh[old] = _empty(old, device, dtype)
         setattr(module, name, fresh[old])
     return dict(model.named_parameters(remove_duplicate=False))
+
+
+def _make_buffers(model: nn.Module, device: torch.device) -> None:
+    """Tables that follow from the spec alone, such as ALiBi slopes; on ``meta`` they could not be computed."""
+    for module in model.modules():
+        if isinstance(module, MakesBuffers):
+            module.make_buffers(device)
 
 
 def _empty(like: nn.Parameter, device: torch.device, dtype: torch.dtype) -> nn.Parameter:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
+import torch
+
 from ostinato.models.families.family import Family
 from ostinato.models.spec import ModelSpec
-from ostinato.models.weights.rules import Placement, placements
-from ostinato.models.weights.safetensors_file import ITEM_SIZES, TensorEntry
+from ostinato.models.weights.entry import ITEM_SIZES, TensorEntry
+from ostinato.models.weights.placements import Placement, Shapes, placements
 from ostinato.models.weights.source import Source
 
 Copy = tuple[TensorEntry, Placement]
@@ -30,53 +33,82 @@ class Plan:
     problems: tuple[str, ...]
 
 
-def make_plan(
-    shapes: Mapping[str, tuple[int, ...]], aliases: Mapping[str, str], family: Family, spec: ModelSpec, source: Source
-) -> Plan:
+def make_plan(shapes: Shapes, aliases: Mapping[str, str], family: Family, spec: ModelSpec, source: Source) -> Plan:
     """``shapes`` are those of all parameters; ``aliases`` give each parameter's first name (a tied one has two)."""
-    expected = placements(family.rules, spec.layers, shapes)
+    tensors, collisions = _renamed(source, family)
+    expected = placements(family.rules, spec.layers, shapes, tensors)
+    expected = {name: replace(place, parameter=aliases[place.parameter]) for name, place in expected.items()}
+    alike = _by_place(expected)
+    problems = [*source.problems, *collisions, *_family_mistakes(shapes, aliases, expected, alike, family)]
     copies: list[Copy] = []
     repeats: list[Copy] = []
-    problems = [*source.problems]
-    places = _by_place(expected, aliases)
-    problems += _uncovered(shapes, aliases, places, family)
-    for place, names in places.items():
-        shape = place.shape(shapes[place.parameter])
-        entries = [source.tensors[name] for name in names if name in source.tensors]
-        problems += [line for entry in entries if (line := _misfit(entry, shape))]
-        copies += [(entry, place) for entry in entries[:1]]
-        repeats += [(entry, place) for entry in entries[1:]]
-        if not entries and not source.problems:  # with a broken file or index, that is why
-            where = source.files[0] if len(source.files) == 1 else f"any of {len(source.files)} files"
-            problems.append(f"{names[0]}: expected {list(shape)} for {place}, got no such tensor in {where}")
-    others = [entry for name, entry in source.tensors.items() if name not in expected]
-    ignored = {entry.name for entry in others if any(fnmatchcase(entry.name, each) for each in family.ignored)}
-    problems += [_unwanted(entry) for entry in others if entry.name not in ignored]
+    for names in alike:
+        found = [(tensors[name], expected[name]) for name in names if name in tensors]
+        problems += [line for entry, place in found if (line := _misfit(entry, place.shape(shapes[place.parameter])))]
+        copies += found[:1]
+        repeats += found[1:]
+        if not found and not source.problems:  # with a broken file or index, that is why
+            problems.append(_missing(names[0], expected[names[0]], shapes, source))
+    others = {name: entry for name, entry in tensors.items() if name not in expected}
+    ignored = {name for name in others if any(fnmatchcase(name, each) for each in family.ignored)}
+    problems += [_unwanted(entry) for name, entry in others.items() if name not in ignored]
     copies.sort(key=lambda copy: (copy[0].path, copy[0].offset))
-    return Plan(tuple(copies), tuple(repeats), tuple(sorted(ignored)), tuple(problems))
+    return Plan(tuple(copies), tuple(repeats), tuple(sorted(others[name].name for name in ignored)), tuple(problems))
 
 
-def _by_place(expected: Mapping[str, Placement], aliases: Mapping[str, str]) -> dict[Placement, list[str]]:
-    """Checkpoint names by the rows they fill; more than one name where parameters are tied."""
-    names: dict[Placement, list[str]] = {}
+def _renamed(source: Source, family: Family) -> tuple[dict[str, TensorEntry], list[str]]:
+    """The files' tensors by the names that the rules speak of; a line for each that gets a name already taken."""
+    tensors: dict[str, TensorEntry] = {}
+    collisions = []
+    for entry in source.tensors.values():
+        name = entry.name
+        for pattern, replacement in family.renames:
+            name = re.sub(pattern, replacement, name)
+        if (first := tensors.setdefault(name, entry)) is not entry:
+            also = f"{first.name} in {first.path.name} too"
+            collisions.append(f"{entry.path.name}: {entry.name}: expected to be the only {name}, got {also}")
+    return tensors, collisions
+
+
+def _by_place(expected: Mapping[str, Placement]) -> list[list[str]]:
+    """Checkpoint names that fill the same rows: more than one where parameters are tied."""
+    names: dict[tuple[object, ...], list[str]] = {}
     for name, place in expected.items():
-        first = replace(place, parameter=aliases[place.parameter])
-        names.setdefault(first, []).append(name)
-    return names
+        names.setdefault((place.parameter, place.rows, place.expert), []).append(name)
+    return list(names.values())
 
 
-def _uncovered(
-    shapes: Mapping[str, tuple[int, ...]], aliases: Mapping[str, str], places: Iterable[Placement], family: Family
+def _family_mistakes(
+    shapes: Shapes,
+    aliases: Mapping[str, str],
+    expected: Mapping[str, Placement],
+    alike: Iterable[list[str]],
+    family: Family,
 ) -> list[str]:
-    """Parameters whose elements the family's rules do not account for, counted: a mistake in the family."""
+    """Parameters whose elements the rules do not account for, counted; orders that lose rows."""
     counts = dict.fromkeys(aliases.values(), 0)
-    for place in places:
+    for names in alike:
+        place = expected[names[0]]
         counts[place.parameter] += math.prod(place.shape(shapes[place.parameter]))
     sizes = {name: math.prod(shapes[name]) for name in counts}
     return [
         f"family {family.name}: {name}: expected rules for {sizes[name]:,} elements, got {count:,}"
         for name, count in counts.items()
         if count != sizes[name]
+    ] + [f"family {family.name}: {line}" for line in _bad_orders(shapes, expected)]
+
+
+def _bad_orders(shapes: Shapes, expected: Mapping[str, Placement]) -> list[str]:
+    """Orders must name each row once. Experts share theirs, which is looked at once."""
+    ordered = {
+        (id(place.order), place.num_rows(shapes[place.parameter])): place
+        for place in expected.values()
+        if place.order is not None
+    }
+    return [
+        f"{place}: expected an order that names each of {count:,} rows once, got another"
+        for (_, count), place in ordered.items()
+        if place.order is not None and not torch.equal(place.order.sort().values, torch.arange(count, device="cpu"))
     ]
 
 
@@ -88,6 +120,12 @@ def _misfit(entry: TensorEntry, shape: tuple[int, ...]) -> str | None:
     else:
         return None
     return f"{entry.path.name}: {entry.name}: expected {wanted}, got {got}"
+
+
+def _missing(name: str, place: Placement, shapes: Shapes, source: Source) -> str:
+    where = source.files[0] if len(source.files) == 1 else f"any of {len(source.files)} files"
+    shape = list(place.shape(shapes[place.parameter]))
+    return f"{name}: expected {shape} for {place}, got no such tensor in {where}"
 
 
 def _unwanted(entry: TensorEntry) -> str:

@@ -1,67 +1,55 @@
-"""Which checkpoint tensor fills which rows of which parameter. Names and row ranges only: no file, no bytes.
+"""Which checkpoint tensor fills which rows of which parameter, as data that a family states. Knows no file, no bytes.
 
 A rule speaks of modules: every parameter that our module has (``weight``, ``bias``) is looked for under the same name
-in the checkpoint's module. So the expected names are enumerated, not matched: a missing tensor has a name to report.
-
-What later checkpoints need has its place here: a ``view`` on the rule (transpose, de-interleave), applied between
-reading and copying; a second destination index for stacked experts; the rank's share of the rows.
+in the checkpoint's module. A rule may also name one parameter, and then one tensor. ``placements`` enumerates from
+these the names that a checkpoint must have.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from torch import Tensor
 
 from ostinato.models.spec import LayerSpec
 
 Rows = tuple[int, int]
-"""First row and one past the last, along dimension 0 of a parameter."""
+"""First row and one past the last, along dimension 0 of a parameter, or of one expert's part of it."""
+
+Order = Tensor
+"""Where rows go: row r of the checkpoint's tensor becomes row ``order[r]`` of the destination. ``[rows] int64``."""
 
 
 @dataclass(frozen=True)
 class Rule:
-    """Checkpoint module ``source`` fills ``rows`` (None: all) of our module ``target``; both may say ``{layer}``."""
+    """Checkpoint module ``source`` fills ``rows`` (None: all) of our module ``target``.
+
+    Both may say ``{layer}``. Where ``target`` stacks experts (``weight [experts, rows, cols]``), ``source`` says
+    ``{expert}`` too, and everything else here applies within one expert; without it, ``source`` is stacked itself. If
+    ``target`` is a parameter, ``source`` is the name of a tensor.
+
+    ``transposed``: a matrix is stored the other way round, ``[in, out]``. ``order``: then its rows go elsewhere within
+    ``rows``. ``suffixes``: what follows ``source`` for a parameter of ours, where that is not a dot and its name.
+    """
 
     source: str
     target: str
     rows: Callable[[LayerSpec], Rows] | None = None
+    transposed: bool = False
+    order: Callable[[LayerSpec], Order] | None = None
+    suffixes: Mapping[str, str] = field(default_factory=dict, hash=False)
 
 
 @dataclass(frozen=True)
-class Placement:
-    """A checkpoint tensor's place: ``rows`` of ``parameter`` (all, when None)."""
+class OneOf:
+    """Ways of storing the same parameters. Each layer takes the first of which the checkpoint has a tensor.
 
-    parameter: str
-    rows: Rows | None = None
+    Without any, the first that has a place in the layer tells what is missing. Dense and sparse layers of one model are
+    alternatives too: a rule with ``{expert}`` has no place in a module that stacks no experts.
+    """
 
-    def shape(self, parameter_shape: tuple[int, ...]) -> tuple[int, ...]:
-        """The shape the checkpoint tensor must have."""
-        if self.rows is None:
-            return parameter_shape
-        return (self.rows[1] - self.rows[0], *parameter_shape[1:])
-
-    def __str__(self) -> str:
-        return self.parameter if self.rows is None else f"{self.parameter}[{self.rows[0]}:{self.rows[1]}]"
-
-
-def placements(rules: Iterable[Rule], layers: tuple[LayerSpec, ...], parameters: Iterable[str]) -> dict[str, Placement]:
-    """Every checkpoint name that ``rules`` give to one of ``parameters``, with its place there."""
-    suffixes: dict[str, list[str]] = {}
-    for name in parameters:
-        module, _, suffix = name.rpartition(".")
-        suffixes.setdefault(module, []).append(suffix)
-    return dict(placed for rule in rules for placed in _expand(rule, layers, suffixes))
-
-
-def _expand(
-    rule: Rule, layers: tuple[LayerSpec, ...], suffixes: Mapping[str, list[str]]
-) -> Iterator[tuple[str, Placement]]:
-    repeated = "{layer}" in rule.target
-    for index, layer in enumerate(layers if repeated else layers[:1]):
-        source, target = rule.source.format(layer=index), rule.target.format(layer=index)
-        rows = rule.rows(layer) if rule.rows else None
-        for suffix in suffixes.get(target, []):
-            yield f"{source}.{suffix}", Placement(f"{target}.{suffix}", rows)
+    alternatives: tuple[tuple[Rule, ...], ...]
 
 
 def q_rows(layer: LayerSpec) -> Rows:

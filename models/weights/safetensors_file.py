@@ -10,20 +10,18 @@ from __future__ import annotations
 import io
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ostinato.layers.errors import ModelLoadError
 from ostinato.models.config_json import MAX_JSON_BYTES, is_integer, shown
-
-ITEM_SIZES = {"F32": 4, "F16": 2, "BF16": 2}
-"""Bytes per element of the dtypes that can be loaded."""
+from ostinato.models.weights.entry import ITEM_SIZES, TensorEntry
 
 
 @dataclass(frozen=True)
-class TensorEntry:
+class SafetensorsEntry:
     """One tensor on disk: ``num_bytes`` bytes from ``offset`` on (bytes from the start of ``path``)."""
 
     name: str
@@ -33,16 +31,17 @@ class TensorEntry:
     offset: int
     num_bytes: int
 
-    def read(self, buffer: memoryview) -> Iterator[int]:
-        """Fill ``buffer`` with the tensor's next bytes, until there are no more; yields how many it holds each time."""
+    def read(self, buffer: memoryview, sizes: Iterable[int]) -> Iterator[int]:
+        """As ``TensorEntry`` says."""
+        left = self.num_bytes
         try:
             with self.path.open("rb", buffering=0) as file:
                 file.seek(self.offset)
-                for left in range(self.num_bytes, 0, -len(buffer)):
-                    piece = buffer[: min(left, len(buffer))]
-                    if (got := _fill(file, piece)) < len(piece):
+                for size in sizes:
+                    if (got := _fill(file, buffer[:size])) < size:
                         raise ModelLoadError(f"{self.path}: {self.name}: expected {left:,} more bytes, got {got:,}")
-                    yield len(piece)
+                    left -= size
+                    yield size
         except OSError as error:
             raise ModelLoadError(f"{self.path}: {self.name}: {error}") from error
 
@@ -74,7 +73,7 @@ def read_header(path: Path) -> tuple[list[TensorEntry], list[str]]:
     if unsound := [name for name, value in header.items() if not _sound(value)]:
         return [], [f"{name}: expected dtype, shape and data_offsets, got {shown(header[name])}" for name in unsound]
     start = 8 + length
-    entries = [_entry(path, start, name, value) for name, value in header.items()]
+    entries: list[TensorEntry] = [_entry(path, start, name, value) for name, value in header.items()]
     entries.sort(key=lambda entry: (entry.offset, entry.num_bytes))
     return entries, _layout_defects(entries, start, size)
 
@@ -99,12 +98,12 @@ def _sound(value: object) -> bool:
     return all(is_integer(number, 0, 1 << 60) for number in [*shape, *offsets]) and offsets[0] <= offsets[1]
 
 
-def _entry(path: Path, start: int, name: str, value: dict[str, Any]) -> TensorEntry:
+def _entry(path: Path, start: int, name: str, value: dict[str, Any]) -> SafetensorsEntry:
     begin, end = value["data_offsets"]
-    return TensorEntry(name, path, value["dtype"], tuple(value["shape"]), start + begin, end - begin)
+    return SafetensorsEntry(name, path, value["dtype"], tuple(value["shape"]), start + begin, end - begin)
 
 
-def _layout_defects(entries: list[TensorEntry], start: int, size: int) -> list[str]:
+def _layout_defects(entries: Sequence[TensorEntry], start: int, size: int) -> list[str]:
     """Tensors must fill the bytes ``[start, size)`` without gap or overlap, each with what its shape needs."""
     defects = []
     end = start

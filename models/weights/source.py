@@ -1,20 +1,27 @@
-"""The tensors of a checkpoint folder: one safetensors file, or shards and their index.
+"""The tensors of a checkpoint folder: one file, or shards and their index; safetensors where there are both formats.
 
 Knows files and names; no parameter and no family. Every defect becomes one line, so that all are reported together.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from ostinato.layers.errors import ModelLoadError
 from ostinato.models.config_json import read_json_object, shown
-from ostinato.models.weights.safetensors_file import TensorEntry, read_header
+from ostinato.models.weights.bin_file import BinFiles
+from ostinato.models.weights.entry import TensorEntry
+from ostinato.models.weights.safetensors_file import read_header
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
+BIN_FILE = "pytorch_model.bin"
+BIN_INDEX_FILE = "pytorch_model.bin.index.json"
+
+ReadHeader = Callable[[Path], tuple[list[TensorEntry], list[str]]]
+"""The tensors of a file in its order, and its defects, one line each."""
 
 
 @dataclass(frozen=True)
@@ -28,17 +35,25 @@ class Source:
 
 def open_source(folder: Path) -> Source:
     """The headers of all weight files of ``folder``; ``ModelLoadError`` only where there is nothing to look at."""
-    if (folder / SINGLE_FILE).is_file():
-        return _collect([folder / SINGLE_FILE], {}, [])
-    if not (folder / INDEX_FILE).is_file():
-        names = [path.name for path in sorted(folder.iterdir()) if path.suffix in (".safetensors", ".bin", ".gguf")]
-        found = ", ".join(names[:5]) or "no weights"
-        raise ModelLoadError(f"{folder}: expected {SINGLE_FILE} or {INDEX_FILE}, found {found}")
-    weight_map = _read_index(folder / INDEX_FILE)
+    for single, index, read in (
+        (SINGLE_FILE, INDEX_FILE, read_header),
+        (BIN_FILE, BIN_INDEX_FILE, BinFiles().read_header),
+    ):
+        if (folder / single).is_file():
+            return _collect([folder / single], {}, [], read)
+        if (folder / index).is_file():
+            return _open_shards(folder, index, read)
+    names = [path.name for path in sorted(folder.iterdir()) if path.suffix in (".safetensors", ".bin", ".gguf")]
+    found = ", ".join(names[:5]) or "no weights"
+    raise ModelLoadError(f"{folder}: expected {SINGLE_FILE} or {INDEX_FILE} (or {BIN_FILE}), found {found}")
+
+
+def _open_shards(folder: Path, index: str, read: ReadHeader) -> Source:
+    weight_map = _read_index(folder / index)
     unsafe = {file for file in weight_map.values() if not _is_inside(file)}
-    problems = [f"{INDEX_FILE}: expected file names in this folder, got {shown(file)}" for file in sorted(unsafe)]
+    problems = [f"{index}: expected file names in this folder, got {shown(file)}" for file in sorted(unsafe)]
     weight_map = {name: file for name, file in weight_map.items() if file not in unsafe}
-    return _collect([folder / file for file in sorted(set(weight_map.values()))], weight_map, problems)
+    return _collect([folder / file for file in sorted(set(weight_map.values()))], weight_map, problems, read)
 
 
 def _read_index(path: Path) -> dict[str, str]:
@@ -53,12 +68,12 @@ def _is_inside(file: str) -> bool:
     return file not in ("", ".", "..") and PurePosixPath(file).name == file and "\0" not in file
 
 
-def _collect(paths: Sequence[Path], weight_map: dict[str, str], problems: list[str]) -> Source:
+def _collect(paths: Sequence[Path], weight_map: dict[str, str], problems: list[str], read: ReadHeader) -> Source:
     """Read every header; compare the names with each other and with the index."""
     tensors: dict[str, TensorEntry] = {}
     broken: set[str] = set()
     for path in paths:
-        entries, defects = read_header(path)
+        entries, defects = read(path)
         if defects:
             broken.add(path.name)
             problems += [f"{path.name}: {defect}" for defect in defects]
