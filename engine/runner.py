@@ -18,8 +18,8 @@ from ostinato.graphs.ambient import neutral_state
 from ostinato.graphs.graph_set import GraphSet
 from ostinato.graphs.toolchain import ToolchainPreparation, cpp_compiler_problem, toolchain_failure
 from ostinato.layers.errors import EngineDead
-from ostinato.models.decode_step import Sampling, StepModel, rope_of
-from ostinato.models.decoder import Decoder, KVCache
+from ostinato.models.decode_step import Sampling, StepDecoder, StepModel, rope_of
+from ostinato.models.decoder import KVCache
 from ostinato.models.kv_cache import allocate_kv_cache, zero_null_block
 from ostinato.plan import Plan
 from ostinato.step import Step
@@ -33,7 +33,7 @@ Progress = Callable[..., None]
 class ModelRunner:
     """One model on one device, ready to run steps once ``warm_up`` returned."""
 
-    def __init__(self, plan: Plan, decoder: Decoder) -> None:
+    def __init__(self, plan: Plan, decoder: StepDecoder) -> None:
         config = plan.config
         self.plan = plan
         self.backend, self.fallback_reason = _usable_backend(plan)

@@ -22,12 +22,12 @@ from ostinato.graphs.compiled import CompiledPiece, SymbolicDims
 from ostinato.layers import sampler
 from ostinato.layers.attention.metadata import AttentionMetadata
 from ostinato.models import decode_step
-from ostinato.models.decode_step import Pieces, eager_pieces
-from ostinato.models.decoder import Block, Decoder
+from ostinato.models.decode_step import Pieces, StepDecoder, eager_pieces
 
 HINT_ROWS, HINT_WIDTH, MIN_BLOCKS = 2, 3, 8
 
 Dims = Iterable[tuple[Tensor, int]]
+Cache = Tensor | tuple[Tensor, ...]
 
 
 def _none(*_: object) -> Dims:
@@ -43,23 +43,23 @@ def _first_dims(*args: object) -> Dims:
             yield from _first_dims(*arg)
 
 
-def _pages(block: Block, x: Tensor, k_cache: Tensor, v_cache: Tensor, meta: AttentionMetadata) -> Dims:
+def _pages(block: object, x: Tensor, k_cache: Cache, v_cache: Cache, meta: AttentionMetadata) -> Dims:
     """What varies between engines (blocks) and between steps (width of the table), whatever the rows."""
-    return [(k_cache, 0), (v_cache, 0), (meta.block_table, 1)]
+    return [*_first_dims(k_cache, v_cache), (meta.block_table, 1)]
 
 
-def _pages_and_rows(block: Block, x: Tensor, k_cache: Tensor, v_cache: Tensor, meta: AttentionMetadata) -> Dims:
+def _pages_and_rows(block: object, x: Tensor, k_cache: Cache, v_cache: Cache, meta: AttentionMetadata) -> Dims:
     return [*_pages(block, x, k_cache, v_cache, meta), *_first_dims(x, *meta)]
 
 
-def _pages_and_tokens(block: Block, x: Tensor, k_cache: Tensor, v_cache: Tensor, meta: AttentionMetadata) -> Dims:
+def _pages_and_tokens(block: object, x: Tensor, k_cache: Cache, v_cache: Cache, meta: AttentionMetadata) -> Dims:
     return [*_pages(block, x, k_cache, v_cache, meta), *_first_dims(x, meta.slot_mapping, meta.cos, meta.sin)]
 
 
 class StepPieces:
     """Every piece of one engine: ``for_rows(n)`` serves decode rows and sampling rows, ``for_tokens`` mixed steps."""
 
-    def __init__(self, decoder: Decoder, max_num_seqs: int, *, compiled: bool) -> None:
+    def __init__(self, decoder: StepDecoder, max_num_seqs: int, *, compiled: bool) -> None:
         self.compiled = compiled
         self._compiled: list[CompiledPiece] = []
         self._single = self._rows = self.for_tokens = eager_pieces(decoder)
@@ -92,9 +92,9 @@ class StepPieces:
         """Compilations so far, over all pieces."""
         return sum(piece.compiles for piece in self._compiled)
 
-    def _layers(self, decoder: Decoder, symbolic: SymbolicDims) -> tuple[CompiledPiece, ...]:
-        by_kind = {layer: self._piece(decode_step.layer, symbolic) for layer in dict.fromkeys(decoder.spec.layers)}
-        return tuple(by_kind[layer] for layer in decoder.spec.layers)
+    def _layers(self, decoder: StepDecoder, symbolic: SymbolicDims) -> tuple[CompiledPiece, ...]:
+        by_kind = {layer: self._piece(decode_step.layer, symbolic) for layer in dict.fromkeys(decoder.kinds)}
+        return tuple(by_kind[layer] for layer in decoder.kinds)
 
     def _piece(self, function: object, symbolic: SymbolicDims) -> CompiledPiece:
         piece = CompiledPiece(function, symbolic)  # type: ignore[arg-type]

@@ -51,10 +51,11 @@ class MoE(nn.Module):
             return _one_row(x, ids[0], weights[0], spec, gate_up, down)
         glu = spec.clamped or ClampedGlu()
         activation = "" if spec.clamped else spec.activation
-        return experts(
+        out: Tensor = experts(
             x, ids, weights, gate_up.weight, gate_up.bias, down.weight, down.bias,
             activation, glu.alpha, glu.limit, glu.beta,
         )  # fmt: skip
+        return out
 
 
 def route(logits: Tensor, spec: RoutingSpec, top_k: int, correction_bias: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -70,7 +71,9 @@ def route(logits: Tensor, spec: RoutingSpec, top_k: int, correction_bias: Tensor
     return ids, weights * spec.scale
 
 
-def _one_row(x: Tensor, ids: Tensor, weights: Tensor, spec: MoeSpec, gate_up: nn.Module, down: nn.Module) -> Tensor:
+def _one_row(
+    x: Tensor, ids: Tensor, weights: Tensor, spec: MoeSpec, gate_up: ExpertLinear, down: ExpertLinear
+) -> Tensor:
     """``x [1, hidden_size]`` through experts ``ids [top_k]``: two reductions that read those experts' weights alone."""
     projected = (gate_up.weight[ids].float() * x.float()).sum(-1)  # [top_k, 2 * size]
     if gate_up.bias is not None:

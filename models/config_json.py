@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TypeGuard
 
 from ostinato.layers.errors import ModelLoadError
+from ostinato.models.config_reads import Watched, watched
 
 MAX_JSON_BYTES = 100_000_000  # no honest file comes near: the index of a 2,000-shard model has about 10 MB
 MAX_TOKEN_ID = (1 << 22) - 1
@@ -47,12 +48,19 @@ class ConfigJson:
     """A JSON object whose values are read by type and range. ``place`` is how errors name it."""
 
     def __init__(self, values: Mapping[str, object], place: str = "config.json") -> None:
-        self.values = values
+        self.values = watched(values, place)
         self.place = place
 
     def has(self, key: str) -> bool:
         """Whether ``key`` is there and not null."""
         return self.values.get(key) is not None
+
+    def _value(self, key: str, default: object) -> object:
+        """What is under ``key``, or else ``default``."""
+        value = self.values.get(key)
+        if value is None and default is not None and isinstance(self.values, Watched):
+            self.values.missing(key, default)
+        return default if value is None else value
 
     def refusal(self, key: str, expected: str, got: object = None) -> ModelLoadError:
         """The error for a value this engine does not take."""
@@ -62,32 +70,28 @@ class ConfigJson:
 
     def integer(self, key: str, low: int, high: int, default: int | None = None) -> int:
         """An integer in ``[low, high]``; ``default`` when absent (none: required)."""
-        value = self.values.get(key)
-        value = default if value is None else value
+        value = self._value(key, default)
         if not is_integer(value, low, high):
             raise self.refusal(key, f"an integer from {low:,} to {high:,}")
         return value
 
     def number(self, key: str, low: float, high: float, default: float | None = None) -> float:
         """A finite number in ``[low, high]``, as a float; ``default`` when absent (none: required)."""
-        value = self.values.get(key)
-        value = default if value is None else value
+        value = self._value(key, default)
         if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
             raise self.refusal(key, f"a number from {low:g} to {high:g}")
         return float(value)
 
     def flag(self, key: str, default: bool) -> bool:
         """``true`` or ``false``."""
-        value = self.values.get(key)
-        value = default if value is None else value
+        value = self._value(key, default)
         if not isinstance(value, bool):
             raise self.refusal(key, "true or false")
         return value
 
     def text(self, key: str, default: str) -> str:
         """A string."""
-        value = self.values.get(key)
-        value = default if value is None else value
+        value = self._value(key, default)
         if not isinstance(value, str):
             raise self.refusal(key, "a string")
         return value

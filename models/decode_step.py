@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -23,7 +23,39 @@ from ostinato.layers import sampler
 from ostinato.layers.attention.metadata import AttentionMetadata
 from ostinato.layers.rope import rope_table
 from ostinato.layers.sampler import SamplingInputs
-from ostinato.models.decoder import Block, Decoder, KVCache
+from ostinato.models.decoder import KVCache
+from ostinato.models.spec import LayerSpec, ModelSpec
+
+
+class StepDecoder(Protocol):
+    """What a step needs of a model. ``Decoder`` has it; a module from outside may have it too.
+
+    ``layers`` are called in turn, each as ``layer(x, keys, values, meta)`` with what ``caches_of_layers`` gives it; x
+    begins as what ``embed_tokens`` returns and ends as hidden states ``[tokens, hidden_size]``.
+    """
+
+    spec: ModelSpec
+
+    @property
+    def kinds(self) -> tuple[LayerSpec, ...]:
+        """What each of ``layers`` is; equal ones share a compiled form."""
+
+    @property
+    def layers(self) -> Sequence[Callable[..., Tensor]]:
+        """The layers, or the whole of them as one."""
+
+    @property
+    def norm(self) -> Callable[[Tensor], Tensor]:
+        """The final norm."""
+
+    def embed_tokens(self, token_ids: Tensor, positions: Tensor) -> Tensor:
+        """``[tokens] int64`` twice to what the first layer takes."""
+
+    def caches_of_layers(self, kv_cache: KVCache) -> Sequence[tuple[Any, Any]]:
+        """Keys and values for each of ``layers``."""
+
+    def compute_logits(self, hidden: Tensor) -> Tensor:
+        """``[rows, hidden_size] -> [rows, vocab_size]``."""
 
 
 class Sampling(Enum):
@@ -100,9 +132,9 @@ class RopeTables:
         ]
 
 
-def rope_of(decoder: Decoder, max_positions: int, device: torch.device) -> RopeTables:
+def rope_of(decoder: StepDecoder, max_positions: int, device: torch.device) -> RopeTables:
     """The model's rotary tables for positions below ``max_positions``."""
-    specs = [layer.attention.rope for layer in decoder.spec.layers]
+    specs = [layer.attention.rope for layer in decoder.kinds]
     kinds = list(dict.fromkeys(specs))
     tables = [
         Rotation(None, None) if spec is None else Rotation(*rope_table(spec, max_positions, device)) for spec in kinds
@@ -110,12 +142,12 @@ def rope_of(decoder: Decoder, max_positions: int, device: torch.device) -> RopeT
     return RopeTables(tuple(tables), tuple(kinds.index(spec) for spec in specs))
 
 
-def layer(block: Block, x: Tensor, k_cache: Tensor, v_cache: Tensor, meta: AttentionMetadata) -> Tensor:
+def layer(block: Callable[..., Tensor], x: Tensor, k_cache: Any, v_cache: Any, meta: AttentionMetadata) -> Tensor:
     """One layer: ``[tokens, hidden_size] -> [tokens, hidden_size]``."""
-    return block(x, k_cache, v_cache, meta)  # type: ignore[no-any-return]
+    return block(x, k_cache, v_cache, meta)
 
 
-def head(decoder: Decoder, x: Tensor) -> Tensor:
+def head(decoder: StepDecoder, x: Tensor) -> Tensor:
     """Final norm and logits: ``[rows, hidden_size] -> [rows, vocab_size]``."""
     return decoder.compute_logits(decoder.norm(x))
 
@@ -137,7 +169,7 @@ class Pieces:
     draw: Callable[..., Tensor] = sampler.draw
 
 
-def eager_pieces(decoder: Decoder) -> Pieces:
+def eager_pieces(decoder: StepDecoder) -> Pieces:
     """The functions as written."""
     return Pieces(layers=(layer,) * len(decoder.layers))
 
@@ -146,7 +178,7 @@ def eager_pieces(decoder: Decoder) -> Pieces:
 class StepModel:
     """A decoder with everything a step needs of it that is not an input."""
 
-    decoder: Decoder
+    decoder: StepDecoder
     rope: RopeTables
     kv_cache: KVCache
     state: StepState
@@ -188,7 +220,8 @@ class StepModel:
         """From ids to the last layer's output; ``meta`` is completed with each layer's rotation."""
         x = self.decoder.embed_tokens(token_ids, positions)
         metas = [meta._replace(cos=cos, sin=sin) for cos, sin in self.rope.at(positions)]
-        layers = zip(pieces.layers, self.decoder.layers, self.kv_cache, self.rope.of_layer, strict=True)
+        caches = self.decoder.caches_of_layers(self.kv_cache)
+        layers = zip(pieces.layers, self.decoder.layers, caches, self.rope.of_layer, strict=True)
         for run, block, (k_cache, v_cache), kind in layers:
             x = run(block, x, k_cache, v_cache, metas[kind])
         return x

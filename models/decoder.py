@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -70,6 +71,15 @@ class Decoder(nn.Module):
         self.lm_head = Linear(spec.hidden_size, spec.vocab_size)
         if spec.tie_word_embeddings:
             self.lm_head.weight = self.embed.weight
+
+    @property
+    def kinds(self) -> tuple[LayerSpec, ...]:
+        """What each of ``layers`` is: those of one kind share their compiled form."""
+        return self.spec.layers
+
+    def caches_of_layers(self, kv_cache: KVCache) -> Sequence[tuple[Any, Any]]:
+        """What each of ``layers`` is given of the cache: its own keys and values."""
+        return kv_cache
 
     def make_buffers(self, device: torch.device) -> None:
         """What depends on the parameters' dtype: the scale of the embeddings is rounded to it, as Gemma's is."""

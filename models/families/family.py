@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
+from ostinato.models.decoder import Decoder
 from ostinato.models.spec import ModelSpec
 from ostinato.models.weights.rules import OneOf, Rule
 
@@ -16,7 +18,8 @@ class Family:
     ``architectures`` are the names in config.json that mean this family; ``spec`` reads a parsed config.json and raises
     ``ModelLoadError`` for what it does not support; ``ignored`` are tensor names (``fnmatch`` patterns) that files of
     the family carry and no parameter needs. ``renames`` are regular expressions and what replaces them, applied
-    in turn to every name in the files (``re.sub``); rules and ``ignored`` speak of what comes out.
+    in turn to every name in the files (``re.sub``); rules and ``ignored`` speak of what comes out. ``build`` makes the
+    module that the rules fill: ours, or one from outside with the surface of ``models.decode_step.StepDecoder``.
     """
 
     name: str
@@ -25,3 +28,4 @@ class Family:
     rules: tuple[Rule | OneOf, ...]
     ignored: tuple[str, ...] = ()
     renames: tuple[tuple[str, str], ...] = ()
+    build: Callable[[ModelSpec], Any] = Decoder

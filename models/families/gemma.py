@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 from ostinato.models.config_json import ConfigJson
 from ostinato.models.families import llama
@@ -57,7 +58,7 @@ def _gemma_spec(
     attention_cap: float | None,
     logit_cap: float | None,
     rope: RopeSpec | None = None,
-    **attention: str,
+    **attention: Any,
 ) -> ModelSpec:
     """What both have in common; the caps are the defaults where config.json does not mention them."""
     refuse_unless(config, use_bidirectional_attention=False)

@@ -76,9 +76,9 @@ class BinFiles:
         except Exception as error:  # as above; the file was readable a moment ago
             raise ModelLoadError(f"{entry.path}: {_defect(error)}") from error
         tensor = self._values.get(entry.name)
-        if not isinstance(tensor, Tensor) or tuple(tensor.shape) != entry.shape:
+        if not isinstance(tensor, Tensor) or self._entry(entry.path, entry.offset, entry.name, tensor) != entry:
             raise ModelLoadError(f"{entry.path}: {entry.name}: expected no change while loading, got other contents")
-        return tensor.detach()
+        return tensor
 
     def _open(self, path: Path) -> None:
         if path == self._path:
