@@ -1,7 +1,8 @@
 """KV blocks as counted things: how many hold each, which of them hold a known prefix, which is handed out next.
 
 Owns the reference counts, the free list and the prefix index. Knows integers only: block ids, token ids, digests; no
-request, tensor or step. Block 0 is the null block and never handed out. Every other block is in exactly one state:
+request, tensor or step. Block 0 is the null block: never handed out, and in a table it stands for a block given back.
+Every other block is in exactly one state:
 
     free      no reference, not in the index    handed out first, the last one returned first
     cached    no reference, in the index        still a hit; evicted for its space, the first one returned first
@@ -17,10 +18,12 @@ from array import array
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from hashlib import sha256
+from itertools import dropwhile
 from typing import NamedTuple
 
 from ostinato.layers.errors import OutOfBlocks
 
+NULL_BLOCK = 0
 ROOT = b""  # the parent of a first block
 
 
@@ -174,6 +177,10 @@ class BlockPool:
             self._index[digest] = block_id
             self._prefixes[block_id] = _Prefix(digest, parent, tuple(token_ids))
 
+    def registered(self, digests: Iterable[bytes]) -> list[int]:
+        """The blocks that are in the index under these digests, found each on its own: to `forget`, not to read."""
+        return [self._index[digest] for digest in digests if digest in self._index]
+
     def forget(self, block_ids: Iterable[int]) -> None:
         """Take blocks out of the index, whoever holds them: their content is not to be trusted any more."""
         for block_id in block_ids:
@@ -196,13 +203,17 @@ class BlockPool:
     # Invariants.
 
     def check(self, tables: Iterable[Sequence[int]] = ()) -> None:
-        """Raise RuntimeError on the first broken invariant, ``tables`` being all block tables in use."""
+        """Raise RuntimeError on the first broken invariant, ``tables`` being all block tables in use.
+
+        A table may begin with null cells, for blocks that it had; they count for nothing.
+        """
         for problem in self._problems(list(tables)):
             raise RuntimeError(f"block pool: {problem}")
 
     def _problems(self, tables: list[Sequence[int]]) -> Iterator[str]:
-        occurrences = Counter(block_id for table in tables for block_id in table)
-        if any(len(set(table)) != len(table) for table in tables):
+        held = [list(dropwhile(lambda block_id: block_id == NULL_BLOCK, table)) for table in tables]
+        occurrences = Counter(block_id for table in held for block_id in table)
+        if any(len(set(table)) != len(table) for table in held):
             yield "a table names a block twice"
         for block_id, references in enumerate(self._references):
             if references != occurrences[block_id]:

@@ -1,4 +1,4 @@
-"""The command line: ``ostinato generate | chat | info``.
+"""The command line: ``ostinato generate | chat | info | doctor | models``.
 
 stdout holds what was asked for and nothing else; progress, statistics and errors go to stderr. Exit codes: 0, 2 for the
 user's mistakes, 1 for other failures, 130 after Ctrl-C. Knows the public API only, and imports it when a command needs
@@ -20,6 +20,7 @@ from typer.core import TyperGroup
 
 from ostinato import __version__
 from ostinato.cli_options import Given, engine_options, parse_token_ids, sampling_options, taking
+from ostinato.cli_report import check_writable, put_report
 from ostinato.cli_stream import ReaderGone, converse, put, show_stream
 from ostinato.layers.errors import ConfigError, ModelLoadError, OstinatoError, OutOfBlocks, ParamError
 
@@ -33,6 +34,10 @@ CHAT_MAX_TOKENS = 1024  # where neither the user nor the checkpoint says
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="A folder, a hub id (ORG/NAME), or demo.")]
 Defaults = Annotated[
     bool, typer.Option("--defaults", help="Start from the checkpoint's own sampling values (generation_config.json).")
+]
+JsonFile = Annotated[
+    str | None,
+    typer.Option("--json", metavar="FILE", help="Write one JSON object there; - is stdout, in place of text."),
 ]
 Stats = Annotated[bool, typer.Option("--stats", help="Print the engine's statistics to stderr at the end.")]
 
@@ -151,6 +156,38 @@ def info(
 
     plan = EngineConfig(model, **engine).resolve()
     put((cli_info.as_json(plan) if as_json else cli_info.as_text(plan)) + "\n")
+
+
+@app.command()
+def doctor(
+    model: Model,
+    against: Annotated[
+        str | None, typer.Option(metavar="transformers", help="Load the weights and compare with transformers' model.")
+    ] = None,
+    json_file: JsonFile = None,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id.")] = None,
+) -> None:
+    """Examine a checkpoint: config, tensors, tokenizer. Exit code 1 where something is wrong with it."""
+    if against not in (None, "transformers"):
+        raise ParamError(f"--against: expected transformers, got {against!r}")
+    check_writable(json_file)
+    from ostinato import cli_doctor
+    from ostinato.doctor import diagnose
+    from ostinato.models.checkpoint import resolve_model
+
+    found = diagnose(resolve_model(model, revision), against is not None)
+    put_report(lambda: cli_doctor.as_text(found), lambda: cli_doctor.as_json(found), json_file)
+    raise typer.Exit(0 if found.sound else 1)
+
+
+@app.command("models")
+def list_models(json_file: JsonFile = None) -> None:
+    """List the architectures that run, what each is made of, and what else a config.json may ask for."""
+    check_writable(json_file)
+    from ostinato import cli_models
+
+    known = cli_models.catalogue()
+    put_report(lambda: cli_models.as_text(known), lambda: cli_models.as_json(known), json_file)
 
 
 def _report(error: Exception, debug: bool) -> int:

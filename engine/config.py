@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 EXECUTIONS = ("graph", "compile", "eager", "emulate")
 DTYPES = ("auto", "bfloat16", "float16", "float32")
+MODEL_IMPLS = ("auto", "ostinato", "transformers")
 _UNITS = {"": 1, "b": 1} | {f"{p}{i}b": (1024 if i else 1000) ** n for n, p in enumerate("kmgt", 1) for i in ("i", "")}
 
 
@@ -39,7 +40,8 @@ class EngineConfig:
     enable_prefix_caching: requests share the KV blocks of equal prompt beginnings.
     execution: ``"graph"`` (compiled, captured, replayed), ``"compile"``, ``"eager"``, or ``"emulate"`` (eager, through
     emulated graphs). capture_sizes: batch sizes that get a graph; None takes 1 to 16, then steps of 8.
-    seed: of the requests that bring none.
+    seed: of the requests that bring none. model_impl: whose code the model is: ``"ostinato"``'s, ``"transformers"``'
+    own over our KV cache, or ``"auto"``: the first that knows the architecture.
     """
 
     model: str | Path
@@ -55,6 +57,7 @@ class EngineConfig:
     execution: str
     capture_sizes: tuple[int, ...] | None
     seed: int
+    model_impl: str
 
     def __init__(
         self,
@@ -72,6 +75,7 @@ class EngineConfig:
         execution: str = "graph",
         capture_sizes: Sequence[int] | None = None,
         seed: int = 0,
+        model_impl: str = "auto",
         **unknown: object,
     ) -> None:
         for name in unknown:
@@ -90,6 +94,7 @@ class EngineConfig:
             "execution": _choice("execution", execution, EXECUTIONS),
             "capture_sizes": _sizes(capture_sizes, max_num_seqs),
             "seed": _integer("seed", seed, -(1 << 63), (1 << 64) - 1),
+            "model_impl": _choice("model_impl", model_impl, MODEL_IMPLS),
         }
         for name, value in values.items():
             object.__setattr__(self, name, value)

@@ -134,7 +134,9 @@ class EngineCore:
     def _new_scheduler(self) -> None:
         config, plan = self.plan.config, self.plan
         self.pool = BlockPool(plan.num_blocks, config.block_size, config.enable_prefix_caching)
-        self.scheduler = Scheduler(self.pool, config.max_num_seqs, config.max_num_batched_tokens, plan.max_model_len)
+        self.scheduler = Scheduler(
+            self.pool, config.max_num_seqs, config.max_num_batched_tokens, plan.max_model_len, plan.window
+        )
 
     def _deliver(self) -> None:
         """Bring every generated token to its output processor, and finish those whose request has ended."""

@@ -13,13 +13,15 @@ from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
+from torch import Tensor
 from tqdm import tqdm
 
 from ostinato.config import EngineConfig
 from ostinato.core import EngineCore, StepFault
+from ostinato.embedding import Pooling, check_pooling
 from ostinato.generation_defaults import GenerationDefaults
 from ostinato.graphs.toolchain import toolchain_prepared
-from ostinato.layers.errors import ParamError
+from ostinato.layers.errors import ParamError, PromptTooLong
 from ostinato.load import load_decoder
 from ostinato.models.checkpoint import eos_token_ids, read_config, read_generation_config
 from ostinato.outputs import RequestOutput, StreamDelta
@@ -108,6 +110,22 @@ class LLM:
     def stream_chat(self, messages: Messages, sampling_params: SamplingParams | None = None) -> TokenStream:
         """``chat``, a delta at a time."""
         return self.stream(self._render(messages), sampling_params)
+
+    def embed(self, prompts: Prompts, pooling: Pooling = "last", normalize: bool = True) -> Tensor:
+        """A vector per prompt, ``[prompts, hidden_size] float32`` on the CPU: final hidden states, pooled.
+
+        ``pooling``: the "last" token's, the first one's ("cls"), or the "mean" of all; ``normalize``: of length 1.
+        Runs whole prompts between the engine's steps, apart from its cache.
+        """
+        check_pooling(pooling)
+        vocab_size, longest = self.plan.spec.vocab_size, self.plan.max_model_len
+        ids = [check_prompt(prompt, self.tokenizer, vocab_size).token_ids for prompt in as_list(prompts)]
+        for prompt in ids:
+            if not 0 < len(prompt) <= longest:
+                raise PromptTooLong(f"the prompt has {len(prompt):,} tokens; expected 1 to {longest:,} (max_model_len)")
+        with self._lock:
+            self._core.check_alive()
+            return self._core.runner.embed(ids, pooling, normalize)
 
     def stats(self) -> Stats:
         """The counters now."""

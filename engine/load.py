@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 
 import torch
@@ -16,6 +17,8 @@ from ostinato.plan import Plan
 def load_decoder(plan: Plan, raw: Mapping[str, object], progress: Callable[..., None]) -> StepDecoder:
     """The model that the checkpoint's ``raw`` config.json names, in ``plan.dtype``; ``ModelLoadError`` by tensor."""
     progress("loading weights")
+    if plan.model_impl == "transformers":
+        return _by_transformers(plan)
     family = family_for(raw)
     with neutral_state(plan.device.type), torch.device("meta"):
         decoder = family.build(plan.spec)
@@ -27,3 +30,14 @@ def load_decoder(plan: Plan, raw: Mapping[str, object], progress: Callable[..., 
         load_weights(decoder, family, plan.spec, plan.folder, plan.device, plan.dtype, loaded)
     model: StepDecoder = decoder.eval()
     return model
+
+
+def _by_transformers(plan: Plan) -> StepDecoder:
+    """transformers' own code; nobody who did not ask for it gets it unnoticed."""
+    from ostinato.models.transformers_backend.load import load
+
+    if plan.config.model_impl == "auto":
+        text = f"no family here knows {plan.spec.architecture}: transformers' own code runs it, with our KV cache"
+        warnings.warn(f"{text} (model_impl='transformers' silences this)", RuntimeWarning, stacklevel=2)
+    with neutral_state(plan.device.type):
+        return load(plan.folder, plan.spec, plan.device, plan.dtype)

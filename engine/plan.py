@@ -15,9 +15,9 @@ from ostinato.graphs.buckets import check_sizes, default_sizes
 from ostinato.layers.errors import ConfigError
 from ostinato.memory import format_bytes, free_bytes
 from ostinato.models.checkpoint import read_config, resolve_model
-from ostinato.models.decoder import count_parameters
-from ostinato.models.registry import family_for
+from ostinato.models.implementation import describe
 from ostinato.models.spec import ModelSpec
+from ostinato.window import blocks_behind, blocks_for, blocks_to_progress, most_blocks
 
 MIN_TABLE_WIDTH = 3
 """Cells of a block table at least: what ``step_pieces`` compiles a symbolic width with."""
@@ -25,15 +25,20 @@ MIN_TABLE_WIDTH = 3
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything resolved: types, sizes in tokens and blocks, memory in bytes; notes where it is not what was asked."""
+    """Everything resolved: types, sizes in tokens and blocks, memory in bytes; notes where it is not what was asked.
+
+    ``window``: tokens behind which KV blocks are given back; None if a layer sees more, or no request is that long.
+    """
 
     config: EngineConfig
     folder: Path
+    model_impl: str
     spec: ModelSpec
     device: torch.device
     dtype: torch.dtype
     num_threads: int
     max_model_len: int
+    window: int | None
     num_blocks: int
     capture_sizes: tuple[int, ...]
     num_parameters: int
@@ -77,13 +82,14 @@ class Plan:
         sizes = self.capture_sizes
         shown = ", ".join(map(str, sizes if len(sizes) <= 8 else (*sizes[:3], "…", *sizes[-2:])))
         graphs = f"{len(sizes)} batch sizes: {shown}" if self.backend in ("cuda", "host", "emulated") else "none"
-        layer = spec.layers[0].attention
+        layer, kinds = spec.layers[0].attention, len(set(spec.layers))
         return [
             ("model", f"{spec.architecture} from {self.folder}"),
             (
                 "size",
-                f"{len(spec.layers)} layers, hidden {spec.hidden_size:,}, {layer.num_heads} heads of {layer.head_dim}, "
-                f"{layer.num_kv_heads} KV heads, vocabulary {spec.vocab_size:,}",
+                f"{len(spec.layers)} layers of {kinds} kind{'s' if kinds > 1 else ''}, hidden {spec.hidden_size:,}, "
+                f"{layer.num_heads} heads of {layer.head_dim}, {layer.num_kv_heads} KV heads, "
+                f"vocabulary {spec.vocab_size:,}",
             ),
             (
                 "weights",
@@ -120,38 +126,40 @@ def make_plan(config: EngineConfig) -> Plan:
     """
     folder = resolve_model(config.model, config.revision)
     raw = read_config(folder)
-    spec = family_for(raw).spec(raw)
+    described = describe(config.model_impl, folder, raw)
+    spec = described.spec
     device = _device(config.device)
     dtype: torch.dtype = getattr(torch, spec.dtype if config.dtype == "auto" else config.dtype)
-    num_parameters = count_parameters(spec)
-    weight_bytes = num_parameters * dtype.itemsize
+    weight_bytes = described.num_parameters * dtype.itemsize
     kv_bytes_per_token = spec.kv_elements_per_token * dtype.itemsize
     free = max(0, free_bytes(device) - weight_bytes)
     max_model_len = _asked_length(config, spec)
-    num_blocks = _num_blocks(config, max_model_len, kv_bytes_per_token, free)
-    max_model_len, notes = _fit_length(config, max_model_len, num_blocks, kv_bytes_per_token * config.block_size)
+    window = _window(spec, max_model_len, config.block_size)
+    num_blocks = _num_blocks(config, max_model_len, window, kv_bytes_per_token, free)
+    block_bytes = kv_bytes_per_token * config.block_size
+    max_model_len, notes = _fit_length(config, max_model_len, window, num_blocks, block_bytes)
+    window = _window(spec, max_model_len, config.block_size)
+    if window is not None:
+        notes = (f"KV blocks behind the last {window:,} tokens of a request are given back", *notes)
     sizes = config.capture_sizes
     return Plan(
         config=config,
         folder=folder,
+        model_impl=described.model_impl,
         spec=spec,
         device=device,
         dtype=dtype,
         num_threads=torch.get_num_threads(),
         max_model_len=max_model_len,
+        window=window,
         num_blocks=num_blocks,
         capture_sizes=default_sizes(config.max_num_seqs) if sizes is None else check_sizes(sizes, config.max_num_seqs),
-        num_parameters=num_parameters,
+        num_parameters=described.num_parameters,
         weight_bytes=weight_bytes,
         kv_bytes_per_token=kv_bytes_per_token,
         free_bytes=free,
-        notes=notes,
+        notes=(*described.notes, *notes),
     )
-
-
-def blocks_for(num_tokens: int, block_size: int) -> int:
-    """Blocks that hold ``num_tokens``."""
-    return -(-num_tokens // block_size)
 
 
 def _asked_length(config: EngineConfig, spec: ModelSpec) -> int:
@@ -164,10 +172,22 @@ def _asked_length(config: EngineConfig, spec: ModelSpec) -> int:
     return config.max_model_len or longest
 
 
-def _num_blocks(config: EngineConfig, max_model_len: int, kv_bytes_per_token: int, free: int) -> int:
+def _window(spec: ModelSpec, max_model_len: int, block_size: int) -> int | None:
+    """The widest layer's window, if any block is behind it by the time that the last token is computed."""
+    windows = [layer.attention.window for layer in spec.layers]
+    widest = max(window or max_model_len for window in windows)
+    return widest if blocks_behind(max_model_len - 2, widest, block_size) else None
+
+
+def _num_blocks(
+    config: EngineConfig, max_model_len: int, window: int | None, kv_bytes_per_token: int, free: int
+) -> int:
     """Blocks with the null block: all that ``kv_cache_memory`` holds, or as many as all requests could ever use."""
     block_bytes = kv_bytes_per_token * config.block_size
-    wanted = config.max_num_seqs * blocks_for(max_model_len, config.block_size) + 1
+    wanted = config.max_num_seqs * blocks_for(max_model_len, config.block_size)
+    if window is not None:
+        at_once = most_blocks(config.max_num_seqs, config.max_num_batched_tokens, window, config.block_size)
+        wanted = min(wanted, at_once)
     if config.kv_cache_memory is not None:
         if config.kv_cache_memory > free:
             raise ConfigError(
@@ -175,19 +195,20 @@ def _num_blocks(config: EngineConfig, max_model_len: int, kv_bytes_per_token: in
                 f"than the {format_bytes(free)} that are free beside the weights"
             )
         return config.kv_cache_memory // block_bytes
-    return min(wanted, free // 4 // block_bytes)
+    return min(wanted + 1, free // 4 // block_bytes)
 
 
 def _fit_length(
-    config: EngineConfig, max_model_len: int, num_blocks: int, block_bytes: int
+    config: EngineConfig, max_model_len: int, window: int | None, num_blocks: int, block_bytes: int
 ) -> tuple[int, tuple[str, ...]]:
     """The length that one request can get from ``num_blocks``; the last token's KV is never stored."""
-    longest = (num_blocks - 1) * config.block_size + 1
-    if longest >= max_model_len:
-        return max_model_len, ()
 
     def needed(length: int) -> int:
-        return (blocks_for(length - 1, config.block_size) + 1) * block_bytes
+        return (blocks_to_progress(length - 1, window, config.block_size) + 1) * block_bytes
+
+    if needed(max_model_len) <= num_blocks * block_bytes:
+        return max_model_len, ()
+    longest = (num_blocks - 1) * config.block_size + 1
 
     have = f"{format_bytes(num_blocks * block_bytes)} ({num_blocks} blocks of {format_bytes(block_bytes)})"
     if config.max_model_len is not None or longest < 2:

@@ -8,6 +8,9 @@ one yields the next token. Ownership, as intervals over ``token_ids`` (n = len(t
     [0, num_computed_tokens)        KV filled, through block_ids; full blocks of it may be shared and are never written
     [num_computed_tokens, n)        still to compute, into blocks that are this request's alone
 
+Under a sliding window of W tokens [0, num_computed_tokens - W + 1) is seen by nobody again: cells of ``block_ids`` that
+lie in it as a whole are 0, the null block, and what they held is given back. Other cells are never 0.
+
 At admission ``num_computed_tokens`` is what the prefix index held; there is always at least one token still to compute,
 so the KV of the last token of all is never written.
 """

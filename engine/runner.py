@@ -10,11 +10,14 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
+from torch import Tensor
 
+from ostinato.embedding import embed
 from ostinato.graphs.ambient import neutral_state
+from ostinato.graphs.compiled import trace_failure
 from ostinato.graphs.graph_set import GraphSet
 from ostinato.graphs.toolchain import ToolchainPreparation, cpp_compiler_problem, toolchain_failure
 from ostinato.layers.errors import EngineDead
@@ -89,7 +92,7 @@ class ModelRunner:
         self._warm_captures = self.graphs.captures if self.graphs else 0
 
     def _compile_or_fall_back(self, progress: Progress, toolchain: ToolchainPreparation | None) -> None:
-        """Compile; where the C++ compiler turns out to be broken, go on without compiling and count it."""
+        """Compile; where the C++ compiler, or code that is not ours, is not up to it, go on without and count it."""
         try:
             try:
                 self._compile(progress)
@@ -98,10 +101,13 @@ class ModelRunner:
                     raise
                 self._compile(progress)
         except Exception as error:
-            problem = toolchain_failure(error)
-            if problem is None:
+            if (problem := toolchain_failure(error)) is not None:
+                reason = _report_eager(f"the C++ compiler fails: {problem}")
+            elif self.plan.model_impl == "transformers" and (problem := trace_failure(error)) is not None:
+                reason = _report_eager(f"torch.compile does not take transformers' code: {problem}", advice="")
+            else:
                 raise
-            self.backend, self.fallback_reason = "eager", _report_eager(f"the C++ compiler fails: {problem}")
+            self.backend, self.fallback_reason = "eager", reason
             self.pieces = StepPieces(self._open_model.decoder, self.plan.config.max_num_seqs, compiled=False)
             self.graphs = None
 
@@ -137,6 +143,20 @@ class ModelRunner:
         self.buffers.forget()
         self.pieces.compile_again()
         self._compile(lambda *_: None)
+
+    def embed(self, prompts: Sequence[Sequence[int]], pooling: str, normalize: bool) -> Tensor:
+        """A vector per prompt: see ``embedding.embed``."""
+        plan = self.plan
+        with self._neutral():
+            return embed(
+                self._open_model.decoder,
+                prompts,
+                pooling,
+                normalize,
+                plan.dtype,
+                plan.device,
+                plan.config.max_num_batched_tokens,
+            )
 
     def drop_step(self) -> None:
         """The step handed to ``execute`` did not end well: what it left on the device counts for nothing."""
@@ -217,8 +237,8 @@ def _usable_backend(plan: Plan) -> tuple[str, str | None]:
     return "eager", _report_eager(f"no C++ compiler: {problem}")
 
 
-def _report_eager(reason: str) -> str:
+def _report_eager(reason: str, advice: str = "Install g++ or clang++ (and Python's headers), or set CXX; ") -> str:
     """Warn that nothing is compiled, and why; returns ``reason``."""
-    advice = "Install g++ or clang++ (and Python's headers), or set CXX; execution='eager' silences this."
-    warnings.warn(f"ostinato runs uncompiled, several times slower: {reason}. {advice}", RuntimeWarning, stacklevel=2)
+    text = f"ostinato runs uncompiled, several times slower: {reason}. {advice}execution='eager' silences this."
+    warnings.warn(text, RuntimeWarning, stacklevel=2)
     return reason

@@ -11,8 +11,11 @@ not committing it: `next_step` changes nothing about what is computed.
 * ``running`` followed by ``waiting`` is in order of submission: who is preempted returns to the front of ``waiting``.
 * A running request holds blocks for all tokens it has, taken at admission; it asks for another one only where a new
   token crosses a block boundary, and then the newest request gives way: the oldest always progresses.
+* With a ``window`` it holds the blocks of ``[c - window + 1, c + n)`` only, c tokens computed and n given. It takes
+  them as it is given tokens, at least one and as many as there are blocks for; `commit` gives back those left behind.
 * A request is admitted into what the budget leaves once all others are served, and the budget is at least one token
-  for each: so at most the newest has a chunk cut short, and every running request has a row in every step.
+  for each: so at most the newest has a chunk cut short, and every running request has a row in every step. (If blocks
+  cut it short then none is left to admit another.)
 * A request is taken only if it fits into the empty pool, so the first in line is admitted once nothing runs.
 """
 
@@ -21,11 +24,12 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Sequence
 
-from ostinato.block_pool import ROOT, BlockPool, extend_chain
+from ostinato.block_pool import NULL_BLOCK, ROOT, BlockPool, extend_chain
 from ostinato.layers.errors import ConfigError, NonFiniteLogits, OstinatoError, OutOfBlocks, ParamError, PromptTooLong
 from ostinato.outputs import FinishReason, StopReason
 from ostinato.request import Request, RequestStatus, ending
 from ostinato.step import Step
+from ostinato.window import blocks_behind, blocks_for, blocks_to_progress, most_blocks
 
 RUNNING = RequestStatus.RUNNING
 
@@ -33,10 +37,18 @@ RUNNING = RequestStatus.RUNNING
 class Scheduler:
     """Decides the steps of at most ``max_num_seqs`` running requests, ``max_num_batched_tokens`` tokens a step.
 
-    Raises ConfigError if a step could not hold one token of every running request.
+    ``window``: tokens that the widest layer sees, None if one sees all. Raises ConfigError if a step could not hold one
+    token of every running request.
     """
 
-    def __init__(self, pool: BlockPool, max_num_seqs: int, max_num_batched_tokens: int, max_model_len: int) -> None:
+    def __init__(
+        self,
+        pool: BlockPool,
+        max_num_seqs: int,
+        max_num_batched_tokens: int,
+        max_model_len: int,
+        window: int | None = None,
+    ) -> None:
         if max_num_batched_tokens < max_num_seqs:
             limits = f"max_num_batched_tokens is {max_num_batched_tokens:,}, max_num_seqs {max_num_seqs:,}"
             raise ConfigError(f"a step must hold one token of every running request: {limits}")
@@ -44,6 +56,8 @@ class Scheduler:
         self.max_num_seqs = max_num_seqs
         self.max_num_batched_tokens = max_num_batched_tokens
         self.max_model_len = max_model_len
+        self.window = window
+        self._most_held = 0 if window is None else most_blocks(1, max_num_batched_tokens, window, pool.block_size)
         self.num_preemptions = 0
         self.waiting: deque[Request] = deque()
         self.running: list[Request] = []  # oldest first
@@ -76,10 +90,12 @@ class Scheduler:
             room = f"max_model_len is {limit:,}, which must leave room for one generated token"
             raise PromptTooLong(f"the prompt has {num_prompt_tokens:,} tokens; {room}")
         max_length = min(request.max_length, limit)
-        needed, usable = self._blocks_for(max_length - 1), self.pool.num_blocks - 1  # the last token is never computed
+        needed = self._blocks_to_progress(max_length - 1)  # the last token is never computed
+        usable = self.pool.num_blocks - 1
         if needed > usable:
             size = f"{usable:,} of {self.pool.block_size} tokens"
-            raise OutOfBlocks(f"{max_length:,} tokens need {needed:,} KV blocks; the cache has {size}")
+            tokens = f"{max_length:,} tokens" + (f", seen {self.window:,} at a time," if self.window else "")
+            raise OutOfBlocks(f"{tokens} need {needed:,} KV blocks; the cache has {size}")
         request.max_length = max_length
         self.waiting.append(request)
 
@@ -90,7 +106,10 @@ class Scheduler:
 
         Replaces a step that was not committed: it counts as never executed.
         """
-        self._extend_tables()
+        if self.window is None:
+            self._extend_tables()
+        else:
+            self._extend_windows()
         decodes: list[Request] = []
         chunks: list[Request] = []
         for request in self.running:
@@ -105,19 +124,43 @@ class Scheduler:
 
         Whoever gave way left fewer blocks than it would need, so it does not come back in the same step.
         """
+        size = self.pool.block_size
         for request in self.running:  # may shrink from its end, at or behind this request: iteration goes by index
-            missing = self._blocks_for(len(request.token_ids)) - len(request.block_ids)
-            if missing > 0:
+            if len(request.token_ids) > len(request.block_ids) * size:
+                missing = blocks_for(len(request.token_ids), size) - len(request.block_ids)
                 while missing > self.pool.num_available and request.status is RUNNING:
                     self._preempt_newest()
                 if request.status is RUNNING:
                     request.block_ids += self.pool.allocate(missing)
 
+    def _extend_windows(self) -> None:
+        """The same under a window: a block for each request's next token, then for its others as far as there are any.
+
+        Only the newest has a chunk to go on with. Alone, it finds a block: `add` saw to that.
+        """
+        budget = self.max_num_batched_tokens
+        for request in self.running:
+            missing = self._blocks_for(request.num_computed_tokens + 1) - len(request.block_ids)
+            while missing > self.pool.num_available and request.status is RUNNING:
+                self._preempt_newest()
+            if request.status is RUNNING:
+                self._take_blocks(request, budget)
+                budget -= len(request.token_ids) - request.num_computed_tokens
+
+    def _take_blocks(self, request: Request, budget: int) -> None:
+        """Blocks for all tokens it has; under a window for the next ``budget`` at most, as far as there are any."""
+        end = len(request.token_ids)
+        if self.window is not None:
+            end = min(end, request.num_computed_tokens + budget)
+        missing = self._blocks_for(end) - len(request.block_ids)
+        if missing > 0:
+            request.block_ids += self.pool.allocate(min(missing, self.pool.num_available))
+
     def _admit_within_budget(self, decodes: list[Request], chunks: list[Request]) -> None:
         """Admit in order while budget, row slots and blocks last, and sort the admitted into the rows."""
         budget = self.max_num_batched_tokens - len(decodes)
         budget -= sum(len(request.token_ids) - request.num_computed_tokens for request in chunks)
-        while budget > 0 and self.waiting and self._free_slots and self._admit(self.waiting[0]):
+        while budget > 0 and self.waiting and self._free_slots and self._admit(self.waiting[0], budget):
             request = self.waiting.popleft()
             num_tokens = len(request.token_ids) - request.num_computed_tokens
             (decodes if num_tokens == 1 else chunks).append(request)
@@ -129,7 +172,8 @@ class Scheduler:
         step = Step(decodes, starts, [1] * rows, list(range(rows)), rows)
         for request in chunks:
             start, budget = request.num_computed_tokens, self.max_num_batched_tokens - step.num_tokens
-            count = min(len(request.token_ids) - start, budget)
+            room = len(request.block_ids) * self.pool.block_size - start
+            count = min(len(request.token_ids) - start, budget, room)
             if start + count == len(request.token_ids):
                 step.sample_rows.append(len(step.requests))
             step.requests.append(request)
@@ -140,20 +184,29 @@ class Scheduler:
 
     # Admission and its reverse.
 
-    def _admit(self, request: Request) -> bool:
-        """Take cached blocks from the index and new ones for all other tokens; False, and no change, if too few."""
+    def _admit(self, request: Request, budget: int) -> bool:
+        """Take cached blocks from the index and new ones for all other tokens; False, and no change, if too few.
+
+        Under a window: the cached blocks it covers, and as many new ones as the next ``budget`` tokens need; if there
+        are too few to compute all tokens that it has, False.
+        """
         if self._refused == (request, self.pool.version):
             return False
         usable = (len(request.token_ids) - 1) // self.pool.block_size  # at least one token is always computed
         caches = self._shares_prefix(request)
         cached = self.pool.lookup(self._digests(request, usable), request.token_ids) if caches else []
-        missing = self._blocks_for(len(request.token_ids)) - len(cached)
-        if missing + self.pool.num_unheld(cached) > self.pool.num_available:
+        computed = len(cached) * self.pool.block_size
+        behind = self._behind(computed)
+        seen = cached[behind:]
+        missing = self._blocks_to_progress(len(request.token_ids)) - len(seen)
+        if missing + self.pool.num_unheld(seen) > self.pool.num_available:
             self._refused = request, self.pool.version
             return False
         self.pool.hold(cached)
-        request.block_ids = cached + self.pool.allocate(missing)
-        request.num_computed_tokens = len(cached) * self.pool.block_size
+        self.pool.release(cached[:behind])  # not needed, but used: they become the last to be evicted
+        request.block_ids = [NULL_BLOCK] * behind + seen
+        request.num_computed_tokens = computed
+        self._take_blocks(request, budget)
         if request.num_cached_tokens < 0:
             request.num_cached_tokens = request.num_computed_tokens
             self.pool.count_lookup(request.num_prompt_tokens if caches else 0, request.num_cached_tokens)
@@ -174,14 +227,20 @@ class Scheduler:
     def _give_back(self, request: Request) -> None:
         """Blocks and row slot of a running request; its tokens and digests stay."""
         self.running.remove(request)
-        self.pool.release(request.block_ids)
+        self.pool.release(request.block_ids[self._behind(request.num_computed_tokens) :])
         self._free_slots.append(request.row_slot)
         request.block_ids = []
         request.num_computed_tokens = 0
         request.row_slot = request.admission = -1
 
     def _blocks_for(self, num_tokens: int) -> int:
-        return -(-num_tokens // self.pool.block_size)
+        return blocks_for(num_tokens, self.pool.block_size)
+
+    def _behind(self, num_computed: int) -> int:
+        return blocks_behind(num_computed, self.window, self.pool.block_size)
+
+    def _blocks_to_progress(self, num_tokens: int) -> int:
+        return blocks_to_progress(num_tokens, self.window, self.pool.block_size)
 
     # The prefix chain of a request.
 
@@ -217,6 +276,8 @@ class Scheduler:
         for request, start, count in zip(step.requests, step.starts, step.counts, strict=True):
             if request.status is RUNNING:
                 self._advance(request, start, start + count)
+        if self.window is not None:
+            self._give_back_behind(step)
         sampled: list[Request] = []
         for row, token in zip(step.sample_rows, tokens, strict=True):
             request = step.requests[row]
@@ -231,6 +292,14 @@ class Scheduler:
         if last > first and self._shares_prefix(request):
             self._register(request, first, last)
 
+    def _give_back_behind(self, step: Step) -> None:
+        """Blocks that fell behind the window go back, their cells name the null block; in the index they stay a hit."""
+        for request, start, count in zip(step.requests, step.starts, step.counts, strict=True):
+            first, last = self._behind(start), self._behind(start + count)
+            if last > first and request.status is RUNNING:
+                self.pool.release(request.block_ids[first:last])
+                request.block_ids[first:last] = [NULL_BLOCK] * (last - first)
+
     def _append(self, request: Request, token: int) -> None:
         if token < 0:
             self._fail_non_finite(request)
@@ -241,10 +310,11 @@ class Scheduler:
             self.finish(request, reason, stop_reason)
 
     def _fail_non_finite(self, request: Request) -> None:
-        """End the request, and let nobody else read the blocks it computed."""
+        """End the request, and let nobody else read the blocks it computed, those behind the window included."""
         position = len(request.token_ids)
         error = NonFiniteLogits(f"request {request.request_id}: the logits for position {position:,} are not finite")
-        self.pool.forget(request.block_ids[request.num_cached_tokens // self.pool.block_size :])
+        computed = request.digests[request.num_cached_tokens // self.pool.block_size :]
+        self.pool.forget(self.pool.registered(computed))
         self.finish(request, "error", error=error)
 
     def finish(
@@ -295,6 +365,9 @@ class Scheduler:
                 yield f"a step of {self._pending.num_tokens} tokens in rows of {self._pending.counts}"
             if not set(self.running) <= set(self._pending.requests):
                 yield "a running request without a row in the step"
+            ends = zip(self._pending.requests, self._pending.starts, self._pending.counts, strict=True)
+            if any(r.status is RUNNING and self._blocks_for(s + n) > len(r.block_ids) for r, s, n in ends):
+                yield "a token of the step without a block"
 
     def _problems_running(self, request: Request) -> Iterator[str]:
         size, computed, num_tokens = self.pool.block_size, request.num_computed_tokens, len(request.token_ids)
@@ -303,8 +376,14 @@ class Scheduler:
         if not computed < num_tokens < request.max_length <= self.max_model_len:
             yield "computed < tokens < max_length <= max_model_len does not hold"
         # A block more is taken by the next step if the token just generated crossed a boundary.
-        if not self._blocks_for(num_tokens - 1) <= len(request.block_ids) <= self._blocks_for(num_tokens):
+        covered = num_tokens - 1 if self.window is None else computed
+        if not self._blocks_for(covered) <= len(request.block_ids) <= self._blocks_for(num_tokens):
             yield "the block table does not cover the tokens"
+        behind = self._behind(computed)
+        if any(request.block_ids[:behind]) or not all(request.block_ids[behind:]):
+            yield "the null cells are not those behind the window"
+        if self.window is not None and len(request.block_ids) - behind > self._most_held:
+            yield f"more than the {self._most_held} blocks of a window and a step are held"
         if not all(map(self.pool.is_exclusive, request.block_ids[computed // size :])):
             yield "a block that is still to be written is shared or in the index"
         if len(request.digests) > num_tokens // size:

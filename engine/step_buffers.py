@@ -2,8 +2,8 @@
 
 Everything a step reads lies in one arena of bytes, filled through numpy and brought to the device in one copy (on a CPU
 the arena is the device's). Owns ``last_token``, the block table and what is known of both: which admission each slot's
-row belongs to, how many of its cells are written, and which position's token ``last_token`` holds. Rows beyond a step's
-last are padding always: spare slot, null block, length 1, temperature 0.
+row belongs to, how many of its cells are written and how many of those are null since, and which position's token
+``last_token`` holds. Rows beyond a step's last are padding always: spare slot, null block, length 1, temperature 0.
 """
 
 from __future__ import annotations
@@ -106,6 +106,7 @@ class StepBuffers:
             out=torch.zeros(rows, dtype=torch.int64, device=device),
         )
         self._filled = [0] * rows
+        self._nulled = [0] * rows
         self._owner = [-1] * rows
         self._held_position = [-1] * rows
         self._packed: list[int] = []  # admissions in the sampling rows, in order
@@ -154,9 +155,10 @@ class StepBuffers:
         """Fill the row arrays; afterwards ``sampling`` and ``width`` say which graph and how wide a table."""
         requests, starts = step.requests, step.starts
         self._sync_table(step)
+        held = self._held_position
         for request, start in zip(requests, starts, strict=True):
             slot = request.row_slot
-            if self._held_position[slot] != start:
+            if held[slot] != start:
                 self.state.last_token[slot] = request.token_ids[start]
         self._pack_sampling(requests)
         rows, size = len(requests), self.block_size
@@ -214,17 +216,22 @@ class StepBuffers:
         self._pad_all()
 
     def _sync_table(self, step: Step) -> None:
-        """Write the block-table cells that changed since each slot was last seen."""
-        changed = False
+        """Write the block-table cells that changed since each slot was last seen: new at the end, null in front."""
+        changed, owner, filled = False, self._owner, self._filled
         for request in step.requests:
             slot, blocks = request.row_slot, request.block_ids
-            if self._owner[slot] != request.admission:
-                self._owner[slot], self._filled[slot], self._held_position[slot] = request.admission, 0, -1
+            if owner[slot] != request.admission:
+                owner[slot], self._held_position[slot] = request.admission, -1
+                filled[slot] = self._nulled[slot] = 0
                 self._table_cells[slot] = 0
-            filled = self._filled[slot]
-            if filled < len(blocks):
-                self._table_cells[slot, filled : len(blocks)] = blocks[filled:]
-                self._filled[slot] = len(blocks)
+            if filled[slot] < len(blocks):
+                self._table_cells[slot, filled[slot] : len(blocks)] = blocks[filled[slot] :]
+                filled[slot] = len(blocks)
+                changed = True
+            if not blocks[0] and not blocks[self._nulled[slot]]:
+                first = self._nulled[slot]
+                self._nulled[slot] = next(cell for cell in range(first, len(blocks)) if blocks[cell])
+                self._table_cells[slot, first : self._nulled[slot]] = 0
                 changed = True
         if changed:
             self._table.upload()

@@ -30,6 +30,13 @@ def no_guards(guards: Sequence[object]) -> list[bool]:
     return [False for _ in guards]
 
 
+def trace_failure(error: Exception) -> str | None:
+    """What ``torch.compile`` found in a function that it cannot compile, in one line; None for any other error."""
+    if not isinstance(error, torch._dynamo.exc.TorchDynamoException):
+        return None
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
 class CompiledPiece:
     """``function`` under ``torch.compile(fullgraph=True)``; the first call compiles, every later one only runs."""
 

@@ -48,6 +48,7 @@ class Watched(Mapping[str, object]):
         self._note(self.values_read, self._place, key, default)
 
     def get(self, key: str, default: Any = None) -> Any:
+        """As a dict's."""
         self._note(self.values_read, self._place, key, None)
         return self.values_read.get(key, default)
 

@@ -11,16 +11,17 @@ model and its static tensors; knows no request, no schedule and no graph.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from functools import cached_property
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from ostinato.layers import sampler
-from ostinato.layers.attention.metadata import AttentionMetadata
+from ostinato.layers.attention.metadata import AttentionMetadata, within_window
 from ostinato.layers.rope import rope_table
 from ostinato.layers.sampler import SamplingInputs
 from ostinato.models.decoder import KVCache
@@ -41,7 +42,7 @@ class StepDecoder(Protocol):
         """What each of ``layers`` is; equal ones share a compiled form."""
 
     @property
-    def layers(self) -> Sequence[Callable[..., Tensor]]:
+    def layers(self) -> Iterable[Callable[..., Any]]:
         """The layers, or the whole of them as one."""
 
     @property
@@ -171,7 +172,7 @@ class Pieces:
 
 def eager_pieces(decoder: StepDecoder) -> Pieces:
     """The functions as written."""
-    return Pieces(layers=(layer,) * len(decoder.layers))
+    return Pieces(layers=(layer,) * len(decoder.kinds))
 
 
 @dataclass(frozen=True)
@@ -217,14 +218,37 @@ class StepModel:
             self._sample(row_pieces, x.index_select(0, sample_at), sample_slot, sampling, inputs)
 
     def _layers(self, pieces: Pieces, token_ids: Tensor, positions: Tensor, meta: AttentionMetadata) -> Tensor:
-        """From ids to the last layer's output; ``meta`` is completed with each layer's rotation."""
+        """From ids to the last layer's output; ``meta`` is completed with each layer's rotation and window."""
         x = self.decoder.embed_tokens(token_ids, positions)
-        metas = [meta._replace(cos=cos, sin=sin) for cos, sin in self.rope.at(positions)]
+        rotations = self.rope.at(positions)
+        metas: dict[tuple[int, int | None], AttentionMetadata] = {}
+        for key in dict.fromkeys(self._kinds_of_meta(meta)):
+            cos, sin = rotations[key[0]]
+            seen = within_window(meta, key[1], self.block_size) if key[1] else meta
+            metas[key] = seen._replace(cos=cos, sin=sin)
         caches = self.decoder.caches_of_layers(self.kv_cache)
-        layers = zip(pieces.layers, self.decoder.layers, caches, self.rope.of_layer, strict=True)
-        for run, block, (k_cache, v_cache), kind in layers:
-            x = run(block, x, k_cache, v_cache, metas[kind])
+        layers = zip(pieces.layers, self.decoder.layers, caches, self._kinds_of_meta(meta), strict=True)
+        for run, block, (k_cache, v_cache), key in layers:
+            x = run(block, x, k_cache, v_cache, metas[key])
         return x
+
+    def _kinds_of_meta(self, meta: AttentionMetadata) -> tuple[tuple[int, int | None], ...]:
+        """For each layer its rotation, and on a decode step its window: what makes its metadata another's."""
+        return self._mixed_kinds if meta.cu_seqlens_q is not None else self._decode_kinds
+
+    @cached_property
+    def block_size(self) -> int:
+        """Tokens of a block."""
+        return self.kv_cache[0][0].shape[1]
+
+    @cached_property
+    def _decode_kinds(self) -> tuple[tuple[int, int | None], ...]:
+        windows = [layer.attention.window for layer in self.decoder.kinds]
+        return tuple(zip(self.rope.of_layer, windows, strict=True))
+
+    @cached_property
+    def _mixed_kinds(self) -> tuple[tuple[int, int | None], ...]:
+        return tuple((rope, None) for rope in self.rope.of_layer)
 
     def _sample(self, pieces: Pieces, x: Tensor, row_slot: Tensor, sampling: Sampling, inputs: SamplingInputs) -> None:
         logits = pieces.head(self.decoder, x)

@@ -87,12 +87,16 @@ class Decoder(nn.Module):
 
     def embed_tokens(self, token_ids: Tensor, positions: Tensor) -> Tensor:
         """What goes into the first layer: ``[tokens] int64`` twice to ``[tokens, hidden_size]``."""
+        return self.add_positions(self.embed_only(token_ids), positions)
+
+    def embed_only(self, token_ids: Tensor) -> Tensor:
+        """Embeddings of ``token_ids``, scaled where the model does that, without positions."""
         x: Tensor = self.embed(token_ids)
-        if self._embed_scale != 1.0:
-            x = x * self._embed_scale
-        if self.spec.num_learned_positions:
-            x = x + self.embed_positions(positions)
-        return x
+        return x if self._embed_scale == 1.0 else x * self._embed_scale
+
+    def add_positions(self, x: Tensor, positions: Tensor) -> Tensor:
+        """Embeddings ``[tokens, hidden_size]`` with learned positions, where the model has them."""
+        return x + self.embed_positions(positions) if self.spec.num_learned_positions else x
 
     def compute_logits(self, hidden: Tensor) -> Tensor:
         """Hidden states ``[rows, hidden_size]`` to logits ``[rows, vocab_size]`` in the model's dtype."""

@@ -45,6 +45,11 @@ def family_for(config: Mapping[str, object]) -> Family:
     return _FAMILIES[name]
 
 
+def architectures() -> list[str]:
+    """The names in config.json that a family knows, sorted."""
+    return sorted(_FAMILIES)
+
+
 def families() -> list[Family]:
     """Every known family once, in order of registration."""
     return list(dict.fromkeys(_FAMILIES.values()))

@@ -26,11 +26,14 @@ if TYPE_CHECKING:
 BENCHES = {
     "compile": "warm-up from an empty and from a full compile cache",
     "memory": "peak memory of loading and generating",
+    "load": "peak memory and speed of loading weights, by the form of the files",
+    "long": "a prompt of 100,000 tokens in chunks: time of a token, memory",
     "host": "host work of a decode step",
     "decode": "batch-1 decode against transformers and the floor",
     "ttft": "time to the first token against transformers",
     "prefix": "time to the first token with 2,048 cached tokens",
     "batch": "decode of 1 to 16 requests at once",
+    "moe": "a mixture of experts for one token against computing every expert",
 }
 SIZE_NAMES = ("qwen3-0.6b", "tiny")
 EXECUTIONS = ("graph", "compile", "eager", "emulate")

@@ -80,6 +80,34 @@ def checked(llm: LLM) -> LLM:
     return llm
 
 
+def preempt_before_each_step(llm: LLM) -> None:
+    """Let the newest running request give way before each step, unless it is alone."""
+    step = llm._core.step
+
+    def preempt_and_step() -> None:
+        if llm._core.scheduler.num_running > 1:
+            llm._core.scheduler._preempt_newest()
+        step()
+
+    llm._core.step = preempt_and_step  # type: ignore[method-assign]
+
+
+def poison_before_each_step(llm: LLM, value: float) -> None:
+    """Fill what padding rows read: the null block, their last token, the unused part of the output."""
+    step = llm._core.step
+
+    def poison_and_step() -> None:
+        for keys, values in llm._core.runner.kv_cache:
+            keys[0].fill_(value)
+            values[0].fill_(value)
+        state = llm._core.runner.buffers.state
+        state.last_token[-1] = 11
+        state.out.fill_(11)
+        step()
+
+    llm._core.step = poison_and_step  # type: ignore[method-assign]
+
+
 @contextmanager
 def recorded_logits(llm: LLM) -> Iterator[list[Tensor]]:
     """The logits of every row that sampled, one tensor per step; for engines that run uncompiled and without graphs."""

@@ -12,6 +12,7 @@ from torch import Tensor
 from ostinato.layers.attention import decode
 from ostinato.layers.attention import varlen as varlen_module
 from ostinato.layers.attention.decode import decode_attention
+from ostinato.layers.attention.metadata import AttentionMetadata, within_window
 from ostinato.layers.attention.module import write_pages
 from ostinato.layers.attention.scoring import Scoring
 from ostinato.layers.attention.varlen import varlen_attention
@@ -134,6 +135,22 @@ def test_pages_behind_the_window_may_be_the_null_block_full_of_nan() -> None:
         row, q = paged([30], 4, kv_heads=2), queries(count, 4)
         row.block_table[0, : (30 - count - how.window + 1) // 4] = 0
         assert_close(varlen(q, row, [count], how=how), oracle(q, row.keys[0], row.values[0], how))
+
+
+@pytest.mark.parametrize("window", [1, 2, 3, 4, 5, 6, 9, 30, 100])
+@pytest.mark.parametrize("form", ["_attend_by_sums", "_attend_by_products"])
+def test_a_table_narrowed_to_the_window_shows_all_of_it(
+    window: int, form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decode, "prefers_sums", lambda _: form == "_attend_by_sums")
+    how = Scoring(SCALE, window=window, slopes=torch.linspace(0.5, 0.05, 4))
+    for length in range(1, 31):
+        row, q = paged([length], 4, kv_heads=2), queries(1, 4)
+        none = torch.zeros(0)
+        meta = within_window(AttentionMetadata(none, row.block_table, row.context_lens, None, None, None), window, 4)
+        assert meta.block_table.shape[1] <= max(3, (window - 2) // 4 + 2)
+        got = decode_attention(q, row.k_cache, row.v_cache, meta.block_table, row.context_lens, how, meta.table_start)
+        assert_close(got, oracle(q, row.keys[0], row.values[0], how))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -242,6 +242,17 @@ def test_forgotten_blocks_are_not_found_and_stay_with_their_holders() -> None:
     pool.check([held])
 
 
+def test_blocks_are_forgotten_by_their_digests_wherever_they_are() -> None:
+    pool = BlockPool(6, SIZE)
+    cached, digests = fill(pool, [1, 2, 3, 4]), chain([1, 2, 3, 4, 5, 6])
+    pool.release(cached[1:])
+    assert pool.registered(digests[1:]) == [2]  # the third was never there
+    assert pool.registered(digests) == [1, 2]
+    pool.forget(pool.registered(digests))
+    assert find(pool, [1, 2, 3, 4]) == pool.registered(digests) == []
+    pool.check([[1]])
+
+
 def test_reset_empties_the_index() -> None:
     pool = BlockPool(6, SIZE)
     pool.release(fill(pool, [1, 2, 3, 4]))
@@ -352,7 +363,16 @@ def test_check_sees(damage: Callable[[BlockPool], None]) -> None:
         pool.check([table])
 
 
-@pytest.mark.parametrize("tables", [[], [[1, 2], [1]], [[1]], [[1, 2], [5]], [[1, 1], [2]], [[0, 1, 2]]])
+def test_check_counts_the_null_cells_that_tables_begin_with_for_nothing() -> None:
+    pool = BlockPool(8, SIZE)
+    table = fill(pool, [1, 2, 3, 4, 5, 6])
+    pool.hold([3])
+    pool.release([1, 2])
+    pool.check([[0, 0, 3], [0, 3]])
+    assert find(pool, [1, 2, 3, 4, 5, 6]) == table == [1, 2, 3]  # given back, and still a hit
+
+
+@pytest.mark.parametrize("tables", [[], [[1, 2], [1]], [[1]], [[1, 2], [5]], [[1, 1], [2]], [[1, 0, 2]], [[1, 2, 0]]])
 def test_check_compares_references_with_the_tables(tables: list[list[int]]) -> None:
     pool = BlockPool(8, SIZE)
     fill(pool, [1, 2, 3])

@@ -7,7 +7,18 @@ from typing import Any
 import pytest
 import torch
 
-from engines import GREEDY, checked, engine, prompts, recorded_logits, reference_logits, reference_tokens, token_ids
+from engines import (
+    GREEDY,
+    checked,
+    engine,
+    poison_before_each_step,
+    preempt_before_each_step,
+    prompts,
+    recorded_logits,
+    reference_logits,
+    reference_tokens,
+    token_ids,
+)
 from ostinato import LLM, SamplingParams
 from tiny_checkpoints import VARIANTS
 
@@ -68,17 +79,6 @@ def test_preemption_at_every_step_changes_no_token(variant: str, execution: str)
         preempt_before_each_step(llm)
         assert token_ids(llm.generate(wanted, GREEDY)) == expected(variant, wanted)
         assert llm.stats().preemptions > 20
-
-
-def preempt_before_each_step(llm: LLM) -> None:
-    step = llm._core.step
-
-    def preempt_and_step() -> None:
-        if llm._core.scheduler.num_running > 1:
-            llm._core.scheduler._preempt_newest()
-        step()
-
-    llm._core.step = preempt_and_step  # type: ignore[method-assign]
 
 
 @pytest.mark.parametrize("caching", [True, False])
@@ -148,22 +148,6 @@ def test_poisoned_padding_rows_leave_real_rows_bit_equal(execution: str) -> None
             caches.append([page[1:].nan_to_num() for pages in llm._core.runner.kv_cache for page in pages])
     for other in caches[1:]:
         assert all(torch.equal(a, b) for a, b in zip(caches[0], other, strict=True))
-
-
-def poison_before_each_step(llm: LLM, value: float) -> None:
-    """Fill what padding rows read: the null block, their last token, the unused part of the output."""
-    step = llm._core.step
-
-    def poison_and_step() -> None:
-        for keys, values in llm._core.runner.kv_cache:
-            keys[0].fill_(value)
-            values[0].fill_(value)
-        state = llm._core.runner.buffers.state
-        state.last_token[-1] = 11
-        state.out.fill_(11)
-        step()
-
-    llm._core.step = poison_and_step  # type: ignore[method-assign]
 
 
 def test_emulated_replay_is_bit_equal_to_eager() -> None:

@@ -17,9 +17,16 @@ WAITING, RUNNING, FINISHED = RequestStatus.WAITING, RequestStatus.RUNNING, Reque
 EOS, TOKEN = 99, 50
 
 
-def make(blocks: int = 20, size: int = 4, seqs: int = 4, budget: int = 16, max_model_len: int = 64) -> Scheduler:
+def make(
+    blocks: int = 20,
+    size: int = 4,
+    seqs: int = 4,
+    budget: int = 16,
+    max_model_len: int = 64,
+    window: int | None = None,
+) -> Scheduler:
     """A scheduler over ``blocks`` usable blocks."""
-    return Scheduler(BlockPool(blocks + 1, size), seqs, budget, max_model_len)
+    return Scheduler(BlockPool(blocks + 1, size), seqs, budget, max_model_len, window)
 
 
 def add(scheduler: Scheduler, prompt: list[int], request_id: int = 0, **params: Any) -> Request:
@@ -396,6 +403,218 @@ def test_waiting_behind_a_twin_is_no_obstacle_once_its_prefix_is_known() -> None
     assert rows(run(scheduler)) == [(0, 13, 1), (1, 12, 1)]
 
 
+# Sliding windows: 4 tokens a block, a query sees 6 tokens. With c computed, (c - 5) // 4 blocks are seen no more.
+
+
+def test_blocks_behind_the_window_become_null_cells_and_are_used_again() -> None:
+    scheduler = make(blocks=4, window=6)
+    request = add(scheduler, tokens(0, 7), max_tokens=12, enable_prefix_caching=False)
+    tables: list[list[int]] = []
+    while request.status is not FINISHED:
+        begin(scheduler)
+        tables.append(list(request.block_ids))
+        run(scheduler)
+    assert tables == [
+        [1, 2],  # positions 0-6
+        [1, 2],  # 7 sees 2-7
+        [1, 2, 3],  # 8 sees 3-8: the most that one token needs
+        [0, 2, 3],  # 9 sees 4-9
+        [0, 2, 3],
+        [0, 2, 3],
+        [0, 2, 3, 1],  # 12
+        [0, 0, 3, 1],
+        [0, 0, 3, 1],
+        [0, 0, 3, 1],
+        [0, 0, 3, 1, 2],  # 16
+        [0, 0, 0, 1, 2],  # 17, the last one computed
+    ]
+    assert_empty(scheduler)
+
+
+def test_a_prompt_longer_than_the_cache_runs_in_chunks_and_takes_blocks_as_it_goes() -> None:
+    scheduler = make(blocks=4, budget=8, window=6)  # 16 tokens
+    request = add(scheduler, tokens(0, 30), max_tokens=3)
+    tables: list[list[int]] = []
+    steps: list[Step] = []
+    while scheduler.has_work:
+        begin(scheduler)
+        tables.append(list(request.block_ids))
+        steps.append(run(scheduler))
+    assert [rows(step)[0][1:] for step in steps] == [(0, 8), (8, 8), (16, 8), (24, 6), (30, 1), (31, 1)]
+    assert [step.sample_rows for step in steps] == [[], [], [], [0], [0], [0]]
+    assert tables == [
+        [1, 2],
+        [1, 2, 3, 4],
+        [0, 0, 3, 4, 2, 1],  # 16 sees 11-16; both empty blocks are in the index: evicted tail first
+        [0, 0, 0, 0, 2, 1, 4, 3],
+        [0, 0, 0, 0, 0, 0, 4, 3],
+        [0, 0, 0, 0, 0, 0, 4, 3],
+    ]
+    assert request.finish_reason == "length"
+
+
+def test_blocks_are_taken_for_the_tokens_that_are_given_and_no_more() -> None:
+    scheduler = make(budget=5, seqs=2, window=6)
+    first = add(scheduler, tokens(40, 4), 0)
+    run(scheduler)
+    second = add(scheduler, tokens(0, 20), 1)
+    for table in ([3], [3, 4]):
+        assert rows(begin(scheduler))[1][2] == 4  # the fifth is the first one's
+        assert second.block_ids == table
+        run(scheduler)
+    assert first.block_ids == [1, 2]
+
+
+def test_a_chunk_is_as_long_as_there_are_blocks_for() -> None:
+    scheduler = make(blocks=3, budget=16, window=6)
+    add(scheduler, tokens(0, 30), max_tokens=1)
+    chunks = []
+    while scheduler.has_work:
+        chunks += rows(run(scheduler))
+    assert [count for _, _, count in chunks] == [12, 4, 4, 4, 4, 2]
+
+
+def test_blocks_behind_the_window_stay_cached_and_are_evicted_in_order_of_release() -> None:
+    scheduler = make(blocks=7, budget=8, window=6)
+    first = add(scheduler, tokens(0, 24), 0, max_tokens=4)
+    for _ in range(3):
+        run(scheduler)
+    assert first.block_ids == [0, 0, 0, 0, 5, 6]
+    assert list(scheduler.pool._cached) == [2, 1, 4, 3]  # tail first within a step
+    assert (scheduler.pool.num_free, scheduler.pool.num_used) == (1, 2)
+    second = add(scheduler, tokens(40, 12), 1, max_tokens=1)
+    begin(scheduler)
+    assert (first.block_ids, second.block_ids) == ([0, 0, 0, 0, 5, 6, 7], [2, 1])
+    assert list(scheduler.pool._cached) == [4, 3]
+    run(scheduler)
+    assert first.block_ids == [0, 0, 0, 0, 0, 6, 7]
+    assert list(scheduler.pool._cached) == [4, 3, 5]
+    scheduler.finish(first, "abort")
+    assert (list(scheduler.pool._cached), scheduler.pool._free) == ([4, 3, 5, 6], [7])
+
+
+def test_a_hit_gives_back_at_once_what_is_behind_the_window_and_keeps_it_from_eviction() -> None:
+    scheduler = make(blocks=8, window=6)
+    add(scheduler, tokens(0, 21), 0, max_tokens=1)
+    for _ in range(2):
+        run(scheduler)
+    assert list(scheduler.pool._cached) == [2, 1, 4, 3, 5]
+    request = add(scheduler, tokens(0, 22), 1, max_tokens=9)
+    assert rows(begin(scheduler)) == [(1, 20, 2)]
+    assert request.num_cached_tokens == 20
+    assert request.block_ids == [0, 0, 0, 4, 5, 6]  # 20 sees 15-20
+    assert list(scheduler.pool._cached) == [3, 2, 1]
+    assert scheduler.pool.num_used == 3
+
+
+def test_a_full_hit_needs_no_more_blocks_than_its_window() -> None:
+    scheduler = make(blocks=6, window=6)
+    add(scheduler, tokens(0, 21), 0, max_tokens=1)
+    for _ in range(2):
+        run(scheduler)
+    other = add(scheduler, tokens(50, 3), 1, max_tokens=5)
+    request = add(scheduler, tokens(0, 21), 2, max_tokens=1)
+    assert rows(begin(scheduler)) == [(2, 20, 1), (1, 0, 3)]
+    assert (other.block_ids, request.block_ids) == ([6], [0, 0, 0, 4, 5, 3])
+    assert list(scheduler.pool._cached) == [2, 1]  # 3, the end of what is behind, was evicted
+    run(scheduler)
+    assert request.num_cached_tokens == 20
+
+
+def test_what_was_evicted_behind_the_window_costs_later_requests_the_hit() -> None:
+    scheduler = make(blocks=3, budget=4, window=6)
+    for number, cached in enumerate([0, 0]):  # the first block of the chain went to its own end
+        request = add(scheduler, tokens(0, 14), number, max_tokens=1)
+        for _ in range(4):
+            run(scheduler)
+        assert request.num_cached_tokens == cached
+
+
+def test_a_sick_request_takes_what_it_gave_back_out_of_the_index() -> None:
+    scheduler = make(window=6)
+    sick = add(scheduler, tokens(0, 21), 0)
+    run(scheduler)
+    run(scheduler, -1)
+    assert isinstance(sick.error, NonFiniteLogits)
+    assert scheduler.pool.num_free == 20
+    again = add(scheduler, tokens(0, 21), 1)
+    run(scheduler)
+    assert again.num_cached_tokens == 0
+
+
+def test_under_a_window_the_newest_gives_way_and_the_oldest_progresses() -> None:
+    scheduler = make(blocks=5, seqs=2, window=6)  # each needs 3 at times
+    requests = [add(scheduler, tokens(40 * i, 4), i, max_tokens=30) for i in range(2)]
+    steps = 0
+    while requests[0].status is not FINISHED:
+        assert rows(run(scheduler))[0][0] == 0
+        steps += 1
+    assert steps == 30
+    assert scheduler.num_preemptions > 0
+    while scheduler.has_work:
+        run(scheduler)
+    assert [request.num_generated for request in requests] == [30, 30]
+    assert_empty(scheduler)
+
+
+def test_under_a_window_a_request_waits_until_its_prompt_can_be_computed() -> None:
+    scheduler = make(blocks=4, seqs=2, budget=8, window=6)
+    add(scheduler, tokens(0, 5), 0, max_tokens=3)
+    add(scheduler, tokens(40, 20), 1, max_tokens=1)  # needs 3 at times, 2 are left
+    assert rows(run(scheduler)) == [(0, 0, 5)]
+    assert rows(run(scheduler)) == [(0, 5, 1)]
+    assert rows(run(scheduler)) == [(0, 6, 1)]
+    assert rows(run(scheduler)) == [(1, 0, 8)]
+
+
+def test_a_dropped_step_under_a_window_changes_no_table() -> None:
+    scheduler = make(blocks=4, budget=8, window=6)
+    request = add(scheduler, tokens(0, 20))
+    run(scheduler)
+    first = rows(begin(scheduler)), list(request.block_ids)
+    assert (rows(begin(scheduler)), list(request.block_ids)) == first == ([(0, 8, 8)], [1, 2, 3, 4])
+
+
+@pytest.mark.parametrize(("max_tokens", "window", "fits"), [(5, 6, True), (6, 6, False), (50, 6, False), (50, 5, True)])
+def test_a_request_is_refused_only_if_not_even_its_window_fits(max_tokens: int, window: int, fits: bool) -> None:
+    """Into two blocks of 4: the query at 8 sees positions 3-8 of a window of 6, which lie in three, and 4-8 of 5."""
+    scheduler = make(blocks=2, window=window)
+    if fits:
+        request = add(scheduler, tokens(0, 4), max_tokens=max_tokens)
+        while scheduler.has_work:
+            run(scheduler)
+        assert request.num_generated == max_tokens
+    else:
+        problem = f"{4 + max_tokens} tokens, seen 6 at a time, need 3 KV blocks; the cache has 2 of 4 tokens"
+        with pytest.raises(OutOfBlocks, match=problem):
+            add(scheduler, tokens(0, 4), max_tokens=max_tokens)
+    assert_empty(scheduler)
+
+
+@pytest.mark.parametrize(
+    ("damage", "problem"),
+    [
+        ("request.block_ids[0] = 5", "block 5 has 0 references"),
+        ("request.block_ids[0] = pool.allocate(1)[0]", "null cells"),
+        ("pool.release([request.block_ids[1]]); request.block_ids[1] = 0", "null cells"),
+        ("request.block_ids += pool.allocate(4)", "more than the 4 blocks"),
+        ("pool.release([request.block_ids.pop()])", "does not cover"),
+        ("scheduler._pending.counts[0] = 9", "without a block"),
+    ],
+)
+def test_check_sees_damage_to_a_windowed_table(damage: str, problem: str) -> None:
+    scheduler = make(budget=6, window=6)
+    request = add(scheduler, tokens(0, 30), enable_prefix_caching=False)
+    for _ in range(2):
+        run(scheduler)
+    assert (request.block_ids, request.num_computed_tokens) == ([0, 2, 3], 12)
+    if "_pending" in damage:
+        begin(scheduler)
+    exec(damage, {"scheduler": scheduler, "pool": scheduler.pool, "request": request})
+    with pytest.raises(RuntimeError, match=problem):
+        scheduler.check()
+
+
 # Refusals.
 
 
@@ -595,6 +814,8 @@ def test_a_failed_step_ends_its_requests_with_the_cause_and_nobody_else() -> Non
         ("scheduler._pending.counts[1] = 0", "in rows of"),
         ("scheduler._pending.requests.pop()", "without a row"),
         ("pool._free.pop()", "block pool"),
+        ("pool.release([first.block_ids[0]]); first.block_ids[0] = 0", "null cells"),
+        ("scheduler._pending.counts[1] = 99", "without a block"),
     ],
 )
 def test_check_sees(damage: str, problem: str) -> None:

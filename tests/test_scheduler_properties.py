@@ -6,6 +6,9 @@ stale block or write to a shared one; its start depends on the salt, and is a re
 prefix shared across that border shows too. The next token is a function of the last entry. `oracle` gives what the
 request must generate alone, without any scheduler. Every invariant is checked after every operation.
 
+Under a sliding window a row reads what its queries see; `seen_from` says by plain loops which cells those are, and all
+cells that nobody will see again must be null.
+
 OSTINATO_SOAK=1 makes it a million operations and 100,000 Hypothesis steps.
 """
 
@@ -14,12 +17,12 @@ from __future__ import annotations
 import os
 import random
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Any
 
 import pytest
-from hypothesis import settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
@@ -29,6 +32,7 @@ from ostinato.request import Request, RequestStatus
 from ostinato.sampling_params import SamplingParams
 from ostinato.scheduler import Scheduler
 from ostinato.step import Step
+from ostinato.window import blocks_behind, blocks_to_progress, most_blocks
 
 SOAK = os.environ.get("OSTINATO_SOAK") == "1"
 
@@ -70,6 +74,19 @@ def oracle(start: int, prompt: list[int], params: SamplingParams, max_model_len:
         last = entry(last, token)
 
 
+def seen_from(first: int, last: int, window: int, block_size: int) -> set[int]:
+    """The cells of a block table that queries at positions [first, last) see, by looking at every query and key."""
+    return {
+        key // block_size for query in range(first, last) for key in range(query + 1) if query - window < key <= query
+    }
+
+
+def blocks_to_run(num_computed: int, window: int | None, block_size: int) -> int:
+    """The blocks without which a request cannot compute that many tokens, however few it is given at a time."""
+    cells = [seen_from(query, query + 1, window or num_computed, block_size) for query in range(num_computed)]
+    return max(map(len, cells))
+
+
 @dataclass(frozen=True)
 class Limits:
     num_blocks: int
@@ -78,6 +95,7 @@ class Limits:
     max_num_batched_tokens: int
     max_model_len: int = 32
     enable_prefix_caching: bool = True
+    window: int | None = None
 
 
 @dataclass
@@ -95,7 +113,9 @@ class Machine:
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
         self.pool = BlockPool(limits.num_blocks, limits.block_size, limits.enable_prefix_caching)
-        self.scheduler = Scheduler(self.pool, limits.max_num_seqs, limits.max_num_batched_tokens, limits.max_model_len)
+        self.scheduler = Scheduler(
+            self.pool, limits.max_num_seqs, limits.max_num_batched_tokens, limits.max_model_len, limits.window
+        )
         self.kv = [[GARBAGE] * limits.block_size for _ in range(limits.num_blocks)]
         self.live: list[Request] = []
         self.ended: deque[Request] = deque(maxlen=8)
@@ -103,6 +123,7 @@ class Machine:
         self.interrupted: set[Request] = set()  # aborted, or in a failed step
         self.registered: dict[int, tuple[bytes, list[int]]] = {}
         self.submitted = 0
+        self.longer_than_the_cache = 0  # requests that ended so
 
     # Operations.
 
@@ -115,10 +136,10 @@ class Machine:
         except PromptTooLong:
             assert len(prompt) >= self.limits.max_model_len
         except OutOfBlocks:
-            assert computed > (self.limits.num_blocks - 1) * self.limits.block_size
+            assert self.blocks_to_run(computed) > self.limits.num_blocks - 1
         else:
             assert len(prompt) < self.limits.max_model_len
-            assert computed <= (self.limits.num_blocks - 1) * self.limits.block_size
+            assert self.blocks_to_run(computed) <= self.limits.num_blocks - 1
             owner = None if params.enable_prefix_caching else request.request_id
             self.starts[request] = hash((len(params.cache_salt or ""), owner))
             self.live.append(request)
@@ -160,6 +181,9 @@ class Machine:
         self.pool.check()
         assert self.pool.num_available == self.limits.num_blocks - 1
 
+    def blocks_to_run(self, num_computed: int) -> int:
+        return blocks_to_run(num_computed, self.limits.window, self.limits.block_size)
+
     # The device.
 
     def pack(self, step: Step) -> Packed:
@@ -179,8 +203,11 @@ class Machine:
         for row, (start, context) in enumerate(zip(packed.step.starts, packed.contexts, strict=True)):
             for (block_id, offset), value in zip(self.slots(packed, row, start), context[start:], strict=True):
                 self.kv[block_id][offset] = value
-        for row, context in enumerate(packed.contexts):
-            assert [self.kv[block_id][offset] for block_id, offset in self.slots(packed, row, 0)] == context
+        self.kv[0] = [GARBAGE] * self.limits.block_size
+        for row, (start, context) in enumerate(zip(packed.step.starts, packed.contexts, strict=True)):
+            first = 0 if self.limits.window is None else max(0, start - self.limits.window + 1)
+            read = [self.kv[block_id][offset] for block_id, offset in self.slots(packed, row, first)]
+            assert read == context[first:]
         return [sample(packed.contexts[row][-1]) for row in packed.step.sample_rows]
 
     def scribble(self, packed: Packed) -> None:
@@ -200,9 +227,35 @@ class Machine:
         assert missing == sorted(missing, key=lambda tokens: tokens > 1), "decode rows come first"
         assert step.starts == [r.num_computed_tokens for r in step.requests]
         assert step.is_decode == all(count == tokens == 1 for count, tokens in zip(step.counts, missing, strict=True))
+        pairs = zip(step.requests, step.counts, missing, strict=True)
+        cut = [request for request, count, tokens in pairs if count < tokens]
+        assert cut in ([], self.scheduler.running[-1:]), "only the newest has a chunk cut short"
+        self.check_needed(step)
+
+    def check_needed(self, step: Step) -> None:
+        """Under a window each row holds the cells that its step sees, and all rows no more than a plan reckons with."""
+        limits = self.limits
+        if limits.window is None:
+            return
+        for request, start, count in zip(step.requests, step.starts, step.counts, strict=True):
+            seen = seen_from(start, start + count, limits.window, limits.block_size)
+            assert seen <= {cell for cell, block_id in enumerate(request.block_ids) if block_id}
+            assert len(seen) <= most_blocks(1, count, limits.window, limits.block_size)
+            assert len(request.block_ids) == -(-(start + count) // limits.block_size), "no more than it is given"
+        held = sum(block_id != 0 for request in step.requests for block_id in request.block_ids)
+        assert held <= most_blocks(limits.max_num_seqs, limits.max_num_batched_tokens, limits.window, limits.block_size)
+
+    def check_null_cells(self) -> None:
+        """Null is what no token still to be computed sees, and nothing else."""
+        for request in self.scheduler.running if self.limits.window is not None else ():
+            window, size, first = self.limits.window or 0, self.limits.block_size, request.num_computed_tokens
+            seen = seen_from(first, first + window + size, window, size)
+            null = {cell for cell in range(first // size) if cell not in seen}
+            assert null == {cell for cell, block_id in enumerate(request.block_ids) if block_id == 0}
 
     def check(self) -> None:
         self.scheduler.check()
+        self.check_null_cells()
         line = [request.request_id for request in [*self.scheduler.running, *self.scheduler.waiting]]
         assert line == sorted(line), "running, then waiting, is in order of submission"
         self.check_registered()
@@ -210,6 +263,8 @@ class Machine:
             self.live.remove(request)
             self.ended.append(request)
             self.check_ended(request)
+            usable = (self.limits.num_blocks - 1) * self.limits.block_size
+            self.longer_than_the_cache += len(request.token_ids) - 1 > usable and request.finish_reason == "length"
 
     def check_registered(self) -> None:
         """A block in the index never changes."""
@@ -229,6 +284,7 @@ class Machine:
             assert (request.output_token_ids, request.finish_reason, request.stop_reason) == expected
             assert isinstance(request.error, NonFiniteLogits) == (request.finish_reason == "error")
         assert request.num_cached_tokens < request.num_prompt_tokens
+        assert request.block_ids == []
 
 
 # Hypothesis looks for the shortest way to break it.
@@ -242,6 +298,9 @@ limits = st.integers(1, 4).flatmap(
         max_num_batched_tokens=st.integers(seqs, 12),
         enable_prefix_caching=st.sampled_from([True, True, True, False]),
     )
+)
+windows = st.tuples(limits, st.integers(1, 34), st.integers(1, 16)).map(
+    lambda drawn: replace(drawn[0], window=drawn[1], num_blocks=1 + drawn[2])
 )
 prompts = st.builds(
     lambda base, length, tail: BASES[base][:length] + tail,
@@ -263,11 +322,7 @@ params = st.integers(1, 16).flatmap(
 outcomes = st.sampled_from(["executed"] * 6 + ["dropped", "failed"])
 
 
-class SchedulerMachine(RuleBasedStateMachine):
-    @initialize(limits=limits)
-    def start(self, limits: Limits) -> None:
-        self.machine = Machine(limits)
-
+class Operations(RuleBasedStateMachine):
     @rule(prompt=prompts, params=params, copies=st.integers(1, 3))
     def submit(self, prompt: list[int], params: SamplingParams, copies: int) -> None:
         for _ in range(copies):
@@ -297,9 +352,48 @@ class SchedulerMachine(RuleBasedStateMachine):
             self.machine.drain()
 
 
-def test_hypothesis_finds_no_broken_invariant() -> None:
+class SchedulerMachine(Operations):
+    @initialize(limits=limits)
+    def start(self, limits: Limits) -> None:
+        self.machine = Machine(limits)
+
+
+class WindowMachine(Operations):
+    @initialize(limits=windows)
+    def start(self, limits: Limits) -> None:
+        self.machine = Machine(limits)
+
+
+@pytest.mark.parametrize("machine", [SchedulerMachine, WindowMachine])
+def test_hypothesis_finds_no_broken_invariant(machine: type[Operations]) -> None:
     examples = settings(max_examples=2_000 if SOAK else 120, stateful_step_count=50, deadline=None)
-    run_state_machine_as_test(SchedulerMachine, settings=examples)  # type: ignore[no-untyped-call]
+    run_state_machine_as_test(machine, settings=examples)  # type: ignore[no-untyped-call]
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.integers(1, 40), st.integers(1, 30), st.integers(1, 12), st.integers(1, 12))
+def test_the_bound_of_a_window_is_what_its_queries_see_and_is_reached(
+    num_tokens: int, window: int, block_size: int, count: int
+) -> None:
+    bound = most_blocks(1, count, window, block_size)
+    starts = range(window + 2 * block_size)
+    held = [len(seen_from(start, start + count, window, block_size)) for start in starts]
+    assert max(held) == bound
+    for start in starts:
+        seen_later = seen_from(start, start + window + block_size, window, block_size)
+        assert blocks_behind(start, window, block_size) == min(seen_later)
+    assert blocks_to_progress(num_tokens, window, block_size) == blocks_to_run(num_tokens, window, block_size)
+    assert blocks_to_progress(num_tokens, None, block_size) == blocks_to_run(num_tokens, None, block_size)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.integers(1, 12), min_size=1, max_size=5), st.integers(1, 20), st.integers(1, 8), st.integers(0, 9))
+def test_no_requests_hold_more_than_the_bound_of_their_number_and_tokens(
+    counts: list[int], window: int, block_size: int, spare: int
+) -> None:
+    held = sum(most_blocks(1, count, window, block_size) for count in counts)
+    assert held <= most_blocks(len(counts), sum(counts) + spare, window, block_size)
+    assert held <= most_blocks(len(counts) + 1, sum(counts) + spare, window, block_size)
 
 
 # Long runs of one machine: many requests through few blocks.
@@ -353,3 +447,20 @@ def test_a_long_random_run(seed: int) -> None:
     assert machine.scheduler.num_preemptions > 0
     assert machine.pool.evictions > 0
     assert machine.pool.hits > 0
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_long_random_run_under_a_window(seed: int) -> None:
+    """Through too few blocks for two whole windows; the longer requests would not fit as a whole."""
+    rng = random.Random(seed)
+    seqs, size, window = rng.randint(2, 4), rng.randint(1, 4), rng.randint(5, 12)
+    least = most_blocks(1, 1, window, size)
+    num_blocks = 1 + rng.randint(least, 2 * least - 1)
+    machine = Machine(Limits(num_blocks, size, seqs, rng.randint(seqs, 16), max_model_len=48, window=window))
+    for _ in range(125_000 if SOAK else 6_000):
+        random_operation(machine, rng)
+        machine.check()
+    machine.drain()
+    assert machine.longer_than_the_cache > 0
+    assert machine.scheduler.num_preemptions > 0
+    assert machine.pool.evictions > 0

@@ -54,6 +54,7 @@ class Sizes:
     block_size: int = 3
     max_model_len: int = 40
     num_blocks: int = 30
+    window: int | None = None
     fixed_width: bool = False
     separate: bool = False
 
@@ -68,7 +69,7 @@ class Machine:
     def __init__(self, sizes: Sizes) -> None:
         self.sizes = sizes
         self.pool = BlockPool(sizes.num_blocks, sizes.block_size)
-        self.scheduler = Scheduler(self.pool, sizes.max_num_seqs, sizes.budget, sizes.max_model_len)
+        self.scheduler = Scheduler(self.pool, sizes.max_num_seqs, sizes.budget, sizes.max_model_len, sizes.window)
         self.buffers = make_buffers(sizes)
         self.held: dict[int, tuple[int, int]] = {}  # slot: (admission, position) of the token on the device
         self.submitted = 0
@@ -235,7 +236,7 @@ def random_params(draw: random.Random) -> dict[str, object]:
 
 def live(machine: Machine, draw: random.Random, operations: int) -> dict[str, int]:
     """Random submissions, steps, failed steps, aborts and preemptions; how often each came about."""
-    counts = dict.fromkeys(["decode", "mixed", "dropped", "reused", "one token"], 0)
+    counts = dict.fromkeys(["decode", "mixed", "dropped", "reused", "one token", "null"], 0)
     requests: list[Request] = []
     slots: set[int] = set()
     for _ in range(operations):
@@ -259,6 +260,7 @@ def live(machine: Machine, draw: random.Random, operations: int) -> dict[str, in
             counts["decode" if step.is_decode else "mixed"] += 1
             counts["one token"] += not step.is_decode and step.num_tokens == 1
             counts["reused"] += any(r.row_slot in slots for r in step.requests if r.status is RequestStatus.RUNNING)
+            counts["null"] += any(r.block_ids[:1] == [0] for r in step.requests)
             slots |= {request.row_slot for request in step.requests}
         machine.scheduler.check()
     return counts
@@ -270,6 +272,8 @@ SHAPES = {
     "one row": Sizes(max_num_seqs=1, budget=1, block_size=4, separate=True),
     "one token a block": Sizes(max_num_seqs=3, budget=5, block_size=1, num_blocks=45),
     "few blocks": Sizes(max_num_seqs=6, budget=9, block_size=2, num_blocks=21, separate=True),
+    "window": Sizes(num_blocks=12, window=5),
+    "window as on a GPU": Sizes(budget=7, block_size=2, num_blocks=16, window=7, fixed_width=True, separate=True),
     "many rows": Sizes(max_num_seqs=12, budget=64, block_size=5, num_blocks=80, fixed_width=True),
 }
 
@@ -285,6 +289,7 @@ def test_every_field_of_every_step_equals_the_oracle(shape: str, seed: int) -> N
     assert counts["reused"] > 20
     assert machine.scheduler.num_preemptions > 0 or shape == "one row"
     assert counts["one token"] > 0 or shape != "one row"
+    assert counts["null"] > 100 or SHAPES[shape].window is None
 
 
 # Single cases, each a claim of its own.
@@ -302,6 +307,21 @@ def test_a_slot_that_changes_hands_shows_nothing_of_its_former_owner() -> None:
     assert second.row_slot == slot
     assert len(second.block_ids) < len(blocks)
     assert machine.buffers.state.block_table[slot].count_nonzero() == len(second.block_ids)
+
+
+def test_of_a_table_only_the_cells_that_changed_are_written() -> None:
+    machine = Machine(Sizes(window=4, separate=True))  # 3 tokens a block
+    request = machine.add([1, 2, 3, 4, 5], max_tokens=9)
+    machine.run()
+    cells, written = machine.buffers._table_cells[request.row_slot], list[dict[int, int]]()
+    for _ in range(5):
+        cells[:] = GARBAGE
+        step = machine.scheduler.next_step()
+        assert step is not None
+        machine.buffers.pack_decode(step)
+        written.append({cell: int(block_id) for cell, block_id in enumerate(cells) if block_id != GARBAGE})
+        machine.scheduler.commit(step, [7])
+    assert written == [{}, {0: 0, 2: 3}, {}, {}, {1: 0, 3: 4}]  # at positions 5, 6, 7, 8, 9
 
 
 def test_a_preempted_request_starts_over_from_its_own_tokens() -> None:

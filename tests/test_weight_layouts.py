@@ -138,11 +138,11 @@ def test_a_tied_copy_is_compared_in_its_own_layout(
     weight = numbered(10, H)
     model = model_of({"embed.weight": (10, H), "head.weight": (10, H)})
     model.get_submodule("head").weight = model.get_submodule("embed").weight
-    embed = weight if order is None else torch.stack([weight[:5], weight[5:]], dim=1).reshape(10, H)
-    head = weight.clone()
+    head = weight if order is None else torch.stack([weight[:5], weight[5:]], dim=1).reshape(10, H)
+    head = head.clone()
     head[9, 0] += differs
-    save(tmp_path, {"embed.weight": embed.T if transposed else embed, "head.weight": head})
-    rules = Rule("embed", "embed", transposed=transposed, order=order), Rule("head", "head")
+    save(tmp_path, {"embed.weight": weight, "head.weight": head.T if transposed else head})
+    rules = Rule("embed", "embed"), Rule("head", "head", transposed=transposed, order=order)
     if differs:
         assert "head.weight: expected the values of embed.weight" in refusal(tmp_path, {}, rules, model=model)
     else:
@@ -252,6 +252,15 @@ def test_a_fused_tensor_with_other_experts_is_named(tmp_path: Path) -> None:
 def test_an_expert_without_a_rule_is_a_mistake_of_the_family(tmp_path: Path) -> None:
     message = refusal(save(tmp_path, stored("per expert")), EXPERT_SHAPES, (PER_EXPERT[0], PER_EXPERT[2]))
     assert "family toy: layers.0.ffn.gate_up.weight: expected rules for 210 elements, got 105" in message
+
+
+def test_a_rule_for_experts_says_nothing_about_a_dense_module(tmp_path: Path) -> None:
+    save(tmp_path, {"down.weight": numbered(H, 5)})
+    rules = Rule("experts.{expert}.w2", "down"), Rule("down", "down")
+    assert torch.equal(load(tmp_path, {"down.weight": (H, 5)}, rules)[0]["down.weight"], numbered(H, 5))
+    (tmp_path / "model.safetensors").unlink()
+    message = refusal(save(tmp_path, {}), {"down.weight": (H, 5)}, (OneOf(((rules[0],), (rules[1],))),))
+    assert "(1 found):\n  down.weight: expected [7, 5] for down.weight, got no such tensor" in message
 
 
 def test_a_parameter_can_be_named_itself(tmp_path: Path) -> None:

@@ -143,15 +143,18 @@ def test_no_file_stays_mapped(tmp_path: Path) -> None:
     assert str(tmp_path) not in maps.read_text()
 
 
-def test_peak_memory_is_the_parameters_and_one_mapped_file(tmp_path: Path) -> None:
+@pytest.mark.parametrize("legacy", [False, True])
+def test_peak_memory_is_the_parameters_and_one_file(legacy: bool, tmp_path: Path) -> None:
     shapes: Shapes = {f"m{i}.weight": (1_000, 5_000) for i in range(5)}
     weight_map = {}
     for name, shape in shapes.items():
-        torch.save({name: torch.ones(shape, dtype=torch.bfloat16)}, tmp_path / f"{name}.bin")
+        state = {name: torch.ones(shape, dtype=torch.bfloat16)}
+        torch.save(state, tmp_path / f"{name}.bin", _use_new_zipfile_serialization=not legacy)
         weight_map[name] = f"{name}.bin"
     (tmp_path / BIN_INDEX_FILE).write_text(json.dumps({"weight_map": weight_map}))
+    del state
     (tmp_path / "warm").mkdir()
-    assert_loads(save_bin(tmp_path / "warm", tensors()))
+    assert_loads(save_bin(tmp_path / "warm", tensors(), legacy=legacy))
     model = model_of(shapes)
     try:
         Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
@@ -161,7 +164,8 @@ def test_peak_memory_is_the_parameters_and_one_mapped_file(tmp_path: Path) -> No
     rules = tuple(Rule(f"m{i}", f"m{i}") for i in range(5))
     _, report = load(tmp_path, shapes, rules, model=model, dtype=torch.bfloat16)
     assert report.parameter_bytes == 50e6
-    assert status("VmHWM") - before < 1.05 * report.parameter_bytes + 10e6
+    held = 2 if legacy else 1  # torch reads an old file's tensors into storages that it then copies
+    assert status("VmHWM") - before < 1.05 * report.parameter_bytes + held * 10e6
 
 
 # ----------------------------------------------------------------------------------------------- what is refused
@@ -307,12 +311,13 @@ def test_a_missing_shard_and_an_escaping_one_are_named(tmp_path: Path) -> None:
     assert f"{BIN_INDEX_FILE}: expected file names in this folder, got '../x.bin'" in message
 
 
-def test_a_file_that_changes_while_loading_is_named(tmp_path: Path) -> None:
-    """All headers are read before the values; here the first shard is another when its values are wanted."""
+@pytest.mark.parametrize("now", [{"other": numbered(10)}, {"a.bias": numbered(9)}, {"a.bias": numbered(10).half()}])
+def test_a_file_that_changes_while_loading_is_named(now: State, tmp_path: Path) -> None:
+    """All headers are read before the values; here a shard is another when its values are wanted."""
     save_shards(tmp_path)
 
     def change(done: int, total: int) -> None:
-        torch.save({"other": numbered(1)}, tmp_path / "pytorch_model-00002-of-00003.bin")
+        torch.save(now, tmp_path / "pytorch_model-00002-of-00003.bin")
 
     with pytest.raises(ModelLoadError, match=r"00002-of-00003.bin: a.bias: expected no change while loading"):
         load(tmp_path, SHAPES, RULES, progress=change)

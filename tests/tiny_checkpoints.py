@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from tiny.classic import CLASSIC
 from tiny.dense import DENSE
 from tiny.experts import EXPERTS
+from tiny.foreign import FOREIGN
 from tiny.llama_like import LLAMA_LIKE
 from tiny.variant import Variant
 
@@ -42,7 +43,7 @@ def build(
     fused_experts: bool = False,
     **overrides: Any,
 ) -> PreTrainedModel:
-    """Write a checkpoint of one of ``ALL_VARIANTS`` into ``folder``; return the transformers model, in eval mode.
+    """Write a checkpoint of one of ``ALL_VARIANTS`` or ``FOREIGN`` into ``folder``; return its transformers model.
 
     The model runs the attention that is the variant's reference. ``overrides`` are config.json fields.
     ``max_shard_size="40KB"`` gives several safetensors shards and an index; ``form`` "bin" and "bin_sharded" give
@@ -54,7 +55,7 @@ def build(
 
     from tiny import forms
 
-    variant = ALL_VARIANTS[family]
+    variant = (ALL_VARIANTS | FOREIGN)[family]
     model_class = getattr(transformers, variant.model_class)
     model = _random_model(model_class, variant, overrides, seed, dtype)
     model.save_pretrained(folder, max_shard_size=max_shard_size, save_original_format=not fused_experts)

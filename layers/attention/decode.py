@@ -14,21 +14,29 @@ from ostinato.layers.forms import prefers_sums
 
 
 def decode_attention(
-    q: Tensor, k_cache: Tensor, v_cache: Tensor, block_table: Tensor, context_lens: Tensor, scoring: Scoring
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    block_table: Tensor,
+    context_lens: Tensor,
+    scoring: Scoring,
+    table_start: Tensor | None = None,
 ) -> Tensor:
     """Each row's attention over its first ``context_lens`` cached tokens, the last of which is its own.
 
-    q ``[rows, num_heads, head_dim]``; caches ``[num_blocks, block_size, num_kv_heads, head_dim]``; block_table
-    ``[rows, width] int32``; context_lens ``[rows] int32``. Returns ``[rows, num_heads, head_dim]`` in ``q.dtype``;
-    scores and sums are fp32. Keys and values that a row may not see are masked before use: NaN there is harmless.
+    q ``[rows, num_heads, head_dim]``; caches ``[num_blocks, block_size, num_kv_heads, head_dim]``; block_table ``[rows,
+    width] int32``; context_lens ``[rows] int32``. Returns ``[rows, num_heads, head_dim]`` in ``q.dtype``; scores and
+    sums are fp32. ``table_start [rows]``: which block of its row the first cell is (None: the first). Keys and values
+    that a row may not see are masked before use: NaN there is harmless.
     """
     rows, num_heads, head_dim = q.shape
     block_size, num_kv_heads = k_cache.shape[1], k_cache.shape[2]
     keys = k_cache[block_table]  # [rows, width, block_size, num_kv_heads, head_dim]
     values = v_cache[block_table]
     grouped = q.view(rows, num_kv_heads, num_heads // num_kv_heads, head_dim)
+    last = context_lens - 1 if table_start is None else context_lens - 1 - table_start * block_size
     positions = torch.arange(block_table.shape[1] * block_size, device=q.device)
-    distance = (positions[None, :] - context_lens[:, None] + 1).view(rows, -1, block_size)  # 0 at the row's own token
+    distance = (positions[None, :] - last[:, None]).view(rows, -1, block_size)  # 0 at the row's own token
     visible = distance <= 0
     if scoring.window:
         visible = visible & (distance > -scoring.window)

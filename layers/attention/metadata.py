@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
+
+MIN_CELLS = 3
+"""Of a narrowed table at least: two would equal the two rows that symbolic code is compiled with."""
 
 
 class AttentionMetadata(NamedTuple):
@@ -25,3 +29,17 @@ class AttentionMetadata(NamedTuple):
     """``[tokens, rotary_dim / 2] float32``."""
     cu_seqlens_q: Tensor | None
     """``[rows + 1] int32``: row ``r`` owns tokens ``cu_seqlens_q[r] : cu_seqlens_q[r + 1]``; None on a decode step."""
+    table_start: Tensor | None = None
+    """``[rows] int64``: which of a row's blocks the first cell of ``block_table`` is; None: the first. Decode only."""
+
+
+def within_window(meta: AttentionMetadata, window: int, block_size: int) -> AttentionMetadata:
+    """``meta`` of a decode step with only the cells that a window of that many tokens can reach, wherever it lies.
+
+    The number of cells depends on the window and on the table's width, not on any length, so a graph of it replays.
+    """
+    width = meta.block_table.shape[1]
+    cells = min(width, max(MIN_CELLS, (window - 2) // block_size + 2))
+    start = (meta.context_lens.long() - window).clamp_min(0) // block_size
+    index = start[:, None] + torch.arange(cells, device=start.device)
+    return meta._replace(block_table=meta.block_table.gather(1, index.clamp_max(width - 1)), table_start=start)

@@ -49,7 +49,9 @@ class Attention(nn.Module):
         write_pages(v_cache, v, meta.slot_mapping)
         scoring = Scoring(spec.scale, spec.window or 0, spec.softcap or 0.0, self.slopes, self.sinks)
         if meta.cu_seqlens_q is None:
-            attended = decode_attention(q, k_cache, v_cache, meta.block_table, meta.context_lens, scoring)
+            attended = decode_attention(
+                q, k_cache, v_cache, meta.block_table, meta.context_lens, scoring, meta.table_start
+            )
         else:
             attended = varlen_attention(
                 q, k_cache, v_cache, meta.block_table, meta.context_lens, meta.cu_seqlens_q, *scoring

@@ -15,19 +15,22 @@ Path = tuple[str, ...]
 BOOKKEEPING = frozenset(
     {
         "_name_or_path", "_sliding_window_pattern", "attention_dropout", "attention_probs_dropout_prob",
-        "attn_implementation", "attn_pdrop", "auto_map", "bos_token_id", "chunk_size_feed_forward",
+        "attn_impl", "attn_implementation", "attn_pdrop", "auto_map", "bos_token_id", "chunk_size_feed_forward",
         "classifier_dropout", "embd_pdrop", "emb_pdrop", "gradient_checkpointing", "hidden_dropout",
-        "hidden_dropout_prob", "id2label", "init_device", "initializer_range", "label2id", "learned_pos_emb",
+        "hidden_dropout_prob", "id2label", "init_device", "initializer_range", "is_decoder",
+        "is_encoder_decoder", "label2id", "learned_pos_emb",
         "model_type", "n_ctx", "output_attentions", "output_hidden_states", "output_router_logits", "pad_token_id",
-        "pretraining_tp", "problem_type", "resid_pdrop", "return_dict", "router_aux_loss_coef", "router_jitter_noise",
+        "pretraining_tp", "problem_type", "reorder_and_upcast_attn", "resid_pdrop", "return_dict",
+        "router_aux_loss_coef", "router_jitter_noise",
         "summary_activation", "summary_first_dropout", "summary_proj_to_labels", "summary_type", "summary_use_proj",
         "task_specific_params", "transformers_version", "use_cache",
     }
 )  # fmt: skip
 """Keys about training, the file itself or how transformers runs: that nothing reads them surprises nobody."""
 
-_OLDER_NAMES = {"type": "rope_type"}
-"""Names that are looked for so that a newer one gets its default: theirs says nothing."""
+_ROPE_KIND = {"rope_type", "type"}
+"""Two names of one thing: the older is looked for so that the newer one gets its default."""
+_MAX_DEPTH = 8  # of sections: far more than any family looks into
 
 
 @dataclass(frozen=True)
@@ -73,19 +76,22 @@ class Reads:
 
     def report(self, complete: bool) -> ConfigReport:
         """All reads up to now; ``complete``: there will be no more."""
-        names = {path[-1] for path in self._found}
-        absent = {path: default for path, default in self._absent.items() if path[-1] not in names}
-        for path in [path for path in absent if len(path) > 1 and path[-1:] in absent]:
-            del absent[path]  # looked for in a section and beside it
-        absent = {path: default for path, default in absent.items() if path[-1] not in _OLDER_NAMES}
+        absent = {path: default for path, default in sorted(self._absent.items()) if not self._given_elsewhere(path)}
         unread = sorted(self._unread((), self._values)) if complete else None
         return ConfigReport(
             read=tuple(sorted(map(".".join, self._found))),
-            defaults={".".join(path): default for path, default in sorted(absent.items()) if default is not None},
-            absent=tuple(".".join(path) for path, default in sorted(absent.items()) if default is None),
-            ignored=None if unread is None else tuple(name for name in unread if name not in BOOKKEEPING),
-            bookkeeping=None if unread is None else tuple(name for name in unread if name in BOOKKEEPING),
+            defaults={".".join(path): default for path, default in absent.items() if default is not None},
+            absent=tuple(".".join(path) for path, default in absent.items() if default is None),
+            ignored=None if unread is None else tuple(name for name in unread if not _is_bookkeeping(name)),
+            bookkeeping=None if unread is None else tuple(name for name in unread if _is_bookkeeping(name)),
         )
+
+    def _given_elsewhere(self, path: Path) -> bool:
+        """Whether what is absent at ``path`` has its value, or its default, from another place or name."""
+        names = {found[-1] for found in self._found}
+        if path[-1] in _ROPE_KIND:
+            return path[-1] == "type" or not names.isdisjoint(_ROPE_KIND)
+        return path[-1] in names or (len(path) > 1 and path[-1:] in self._absent)
 
     def _at(self, path: Path) -> object:
         value: object = self._values
@@ -103,9 +109,13 @@ class Reads:
                 yield ".".join(here)
 
 
+def _is_bookkeeping(name: str) -> bool:
+    return name.rpartition(".")[2] in BOOKKEEPING
+
+
 def _sections(path: Path, values: Mapping[str, object]) -> Iterator[tuple[Path, Mapping[str, object]]]:
     """``values`` and every object in it, by the keys that lead there."""
     yield path, values
     for key, value in values.items():
-        if isinstance(value, dict):
+        if isinstance(value, dict) and len(path) < _MAX_DEPTH:
             yield from _sections((*path, key), value)

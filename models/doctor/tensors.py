@@ -13,7 +13,6 @@ from pathlib import Path
 
 import torch
 
-from ostinato.models.decoder import Decoder
 from ostinato.models.families.family import Family
 from ostinato.models.spec import ModelSpec
 from ostinato.models.weights.entry import TensorEntry
@@ -102,7 +101,7 @@ def survey(source: Source, folder: Path) -> FilesReport:
 def fit(source: Source, family: Family, spec: ModelSpec) -> FitReport:
     """Plan the load and sort what does not fit."""
     with torch.device("meta"):
-        decoder = Decoder(spec)
+        decoder = family.build(spec)
     named = list(decoder.named_parameters(remove_duplicate=False))
     firsts = {id(parameter): name for name, parameter in reversed(named)}
     shapes = {name: tuple(parameter.shape) for name, parameter in named}

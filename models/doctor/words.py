@@ -99,7 +99,7 @@ def _positions(spec: AttentionSpec) -> str:
 
 
 def _rope(rope: RopeSpec, head_dim: int) -> Iterator[str]:
-    yield f"RoPE, theta {rope.theta:,g}" + (", neighbours paired" if rope.interleaved else "")
+    yield f"RoPE, theta {rope.theta:g}" + (", neighbours paired" if rope.interleaved else "")
     if rope.rotary_dim != head_dim:
         yield f"{rope.rotary_dim} of {head_dim} dimensions rotate"
     if rope.scaling is not None:
@@ -110,7 +110,8 @@ def _rope(rope: RopeSpec, head_dim: int) -> Iterator[str]:
 
 
 def _dense(spec: FfnSpec) -> Iterator[str]:
-    yield f"{'gated ' if spec.gated else ''}{_activation(spec.activation, spec.clamped)}, width {spec.intermediate_size:,}"
+    activation = _activation(spec.activation, spec.clamped)
+    yield f"{'gated ' if spec.gated else ''}{activation}, width {spec.intermediate_size:,}"
     if spec.bias:
         yield "biases"
 

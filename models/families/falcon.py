@@ -96,4 +96,7 @@ def _attention(config: ConfigJson, hidden_size: int) -> AttentionSpec:
     )
 
 
-FAMILY = Family("falcon", ("FalconForCausalLM", "RWForCausalLM"), falcon_spec, RULES)
+FAMILY = Family(
+    "falcon", ("FalconForCausalLM", "RWForCausalLM"), falcon_spec, RULES,
+    about="RoPE or ALiBi; one key head, some or all; parallel or sequential blocks",
+)  # fmt: skip

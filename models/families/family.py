@@ -20,6 +20,7 @@ class Family:
     the family carry and no parameter needs. ``renames`` are regular expressions and what replaces them, applied
     in turn to every name in the files (``re.sub``); rules and ``ignored`` speak of what comes out. ``build`` makes the
     module that the rules fill: ours, or one from outside with the surface of ``models.decode_step.StepDecoder``.
+    ``about`` says in a phrase what its models can be made of, as far as the rules do not show it.
     """
 
     name: str
@@ -29,3 +30,4 @@ class Family:
     ignored: tuple[str, ...] = ()
     renames: tuple[tuple[str, str], ...] = ()
     build: Callable[[ModelSpec], Any] = Decoder
+    about: str = ""

@@ -113,5 +113,11 @@ def _ropes(config: ConfigJson, head_dim: int) -> tuple[RopeSpec, RopeSpec]:
     return rope_spec(config, head_dim, 1e6), RopeSpec(local_theta, head_dim)
 
 
-GEMMA2 = Family("gemma2", ("Gemma2ForCausalLM",), gemma2_spec, GEMMA2_RULES, llama.IGNORED)
-GEMMA3 = Family("gemma3", ("Gemma3ForCausalLM",), gemma3_spec, (*GEMMA2_RULES, *llama.QK_NORM_RULES), llama.IGNORED)
+GEMMA2 = Family(
+    "gemma2", ("Gemma2ForCausalLM",), gemma2_spec, GEMMA2_RULES, llama.IGNORED,
+    about="alternating windows, soft caps on scores and logits, scaled embeddings",
+)  # fmt: skip
+GEMMA3 = Family(
+    "gemma3", ("Gemma3ForCausalLM",), gemma3_spec, (*GEMMA2_RULES, *llama.QK_NORM_RULES), llama.IGNORED,
+    about="windows in most layers, with a RoPE of their own; scaled embeddings",
+)  # fmt: skip

@@ -70,4 +70,7 @@ def gpt2_spec(values: Mapping[str, object]) -> ModelSpec:
     )
 
 
-FAMILY = Family("gpt2", ("GPT2LMHeadModel",), gpt2_spec, RULES, IGNORED, RENAMES)
+FAMILY = Family(
+    "gpt2", ("GPT2LMHeadModel",), gpt2_spec, RULES, IGNORED, RENAMES,
+    about="multi-head attention, layer norms with biases, weights stored transposed",
+)  # fmt: skip

@@ -72,4 +72,7 @@ def _with_common_names(config: ConfigJson) -> ConfigJson:
     return ConfigJson(values)
 
 
-FAMILY = Family("gpt_neox", ("GPTNeoXForCausalLM",), gpt_neox_spec, RULES, IGNORED)
+FAMILY = Family(
+    "gpt_neox", ("GPTNeoXForCausalLM",), gpt_neox_spec, RULES, IGNORED,
+    about="parallel or sequential blocks, layer norms with biases, partly rotated heads",
+)  # fmt: skip

@@ -57,4 +57,7 @@ def gpt_oss_spec(values: Mapping[str, object]) -> ModelSpec:
     return with_windows(spec, windows_of_kinds(config, kinds, window_size(config, 128)))
 
 
-FAMILY = Family("gpt_oss", ("GptOssForCausalLM",), gpt_oss_spec, RULES, llama.IGNORED)
+FAMILY = Family(
+    "gpt_oss", ("GptOssForCausalLM",), gpt_oss_spec, RULES, llama.IGNORED,
+    about="alternating windows, yarn, clamped gates, experts with biases",
+)  # fmt: skip

@@ -26,4 +26,7 @@ def granite_spec(values: Mapping[str, object]) -> ModelSpec:
     )
 
 
-FAMILY = Family("granite", ("GraniteForCausalLM",), granite_spec, llama.RULES, llama.IGNORED)
+FAMILY = Family(
+    "granite", ("GraniteForCausalLM",), granite_spec, llama.RULES, llama.IGNORED,
+    about="Llama's shape with four multipliers",
+)  # fmt: skip

@@ -57,4 +57,7 @@ def _windows(config: ConfigJson, num_layers: int) -> list[int | None]:
     return windows_of_kinds(config, kinds, window)
 
 
-FAMILY = Family("llama", ("LlamaForCausalLM",), llama_spec, RULES, IGNORED)
+FAMILY = Family(
+    "llama", ("LlamaForCausalLM",), llama_spec, RULES, IGNORED,
+    about="grouped heads; RoPE, plain or stretched by linear, llama3 or yarn; windows by layer",
+)  # fmt: skip

@@ -39,4 +39,5 @@ def minimax_m2_spec(values: Mapping[str, object]) -> ModelSpec:
 FAMILY = Family(
     "minimax_m2", ("MiniMaxM2ForCausalLM",), minimax_m2_spec, RULES, (*llama.IGNORED, "*.mtp.*", "mtp.*"),
     mixtral.RENAMES,
+    about="experts by sigmoid scores, partly rotated heads, queries and keys normalised over their whole width",
 )  # fmt: skip

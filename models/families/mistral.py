@@ -20,4 +20,7 @@ def mistral_spec(values: Mapping[str, object]) -> ModelSpec:
     return with_windows(spec, [window_size(config, DEFAULT_WINDOW)] * len(spec.layers))
 
 
-FAMILY = Family("mistral", ("MistralForCausalLM",), mistral_spec, llama.RULES, llama.IGNORED)
+FAMILY = Family(
+    "mistral", ("MistralForCausalLM",), mistral_spec, llama.RULES, llama.IGNORED,
+    about="Llama's shape with a sliding window",
+)  # fmt: skip

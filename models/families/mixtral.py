@@ -32,4 +32,7 @@ def mixtral_spec(values: Mapping[str, object]) -> ModelSpec:
     return with_windows(with_experts(spec, moe), [window_size(config)] * len(spec.layers))
 
 
-FAMILY = Family("mixtral", ("MixtralForCausalLM",), mixtral_spec, RULES, llama.IGNORED, RENAMES)
+FAMILY = Family(
+    "mixtral", ("MixtralForCausalLM",), mixtral_spec, RULES, llama.IGNORED, RENAMES,
+    about="Mistral with experts in every layer",
+)  # fmt: skip

@@ -69,4 +69,7 @@ def _attention(config: ConfigJson, hidden_size: int) -> AttentionSpec:
     )
 
 
-FAMILY = Family("mpt", ("MptForCausalLM", "MPTForCausalLM"), mpt_spec, RULES)
+FAMILY = Family(
+    "mpt", ("MptForCausalLM", "MPTForCausalLM"), mpt_spec, RULES,
+    about="ALiBi, layer norms without biases, one projection that may be clamped",
+)  # fmt: skip

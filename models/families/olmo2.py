@@ -31,4 +31,7 @@ def olmo2_spec(values: Mapping[str, object]) -> ModelSpec:
     return with_layers(spec, [replace(layer, norms=norms) for layer in spec.layers])
 
 
-FAMILY = Family("olmo2", ("Olmo2ForCausalLM",), olmo2_spec, RULES, llama.IGNORED)
+FAMILY = Family(
+    "olmo2", ("Olmo2ForCausalLM",), olmo2_spec, RULES, llama.IGNORED,
+    about="Llama's shape; queries and keys are normalised over their whole width",
+)  # fmt: skip

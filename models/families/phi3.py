@@ -28,4 +28,7 @@ def phi3_spec(values: Mapping[str, object]) -> ModelSpec:
     return with_windows(spec, [window_size(config)] * len(spec.layers))
 
 
-FAMILY = Family("phi3", ("Phi3ForCausalLM",), phi3_spec, RULES, llama.IGNORED)
+FAMILY = Family(
+    "phi3", ("Phi3ForCausalLM",), phi3_spec, RULES, llama.IGNORED,
+    about="Llama's shape with longrope, partly rotated heads and a sliding window",
+)  # fmt: skip

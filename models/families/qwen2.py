@@ -19,4 +19,7 @@ def qwen2_spec(values: Mapping[str, object]) -> ModelSpec:
     return with_windows(spec, switched_windows(config, len(spec.layers), first))
 
 
-FAMILY = Family("qwen2", ("Qwen2ForCausalLM",), qwen2_spec, llama.RULES, llama.IGNORED)
+FAMILY = Family(
+    "qwen2", ("Qwen2ForCausalLM",), qwen2_spec, llama.RULES, llama.IGNORED,
+    about="Llama's shape with biases on queries, keys and values; windows by layer",
+)  # fmt: skip

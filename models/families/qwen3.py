@@ -22,4 +22,7 @@ def qwen3_spec(values: Mapping[str, object]) -> ModelSpec:
     return with_windows(spec, switched_windows(config, len(spec.layers), first))
 
 
-FAMILY = Family("qwen3", ("Qwen3ForCausalLM",), qwen3_spec, RULES, llama.IGNORED)
+FAMILY = Family(
+    "qwen3", ("Qwen3ForCausalLM",), qwen3_spec, RULES, llama.IGNORED,
+    about="Llama's shape with normalised heads; windows by layer",
+)  # fmt: skip

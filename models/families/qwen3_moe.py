@@ -46,4 +46,7 @@ def qwen3_moe_spec(values: Mapping[str, object]) -> ModelSpec:
     return with_windows(with_experts(spec, moe, sparse), switched_windows(config, num_layers, 0))
 
 
-FAMILY = Family("qwen3_moe", ("Qwen3MoeForCausalLM",), qwen3_moe_spec, RULES, llama.IGNORED)
+FAMILY = Family(
+    "qwen3_moe", ("Qwen3MoeForCausalLM",), qwen3_moe_spec, RULES, llama.IGNORED,
+    about="Qwen3 with experts, in all layers or some",
+)  # fmt: skip

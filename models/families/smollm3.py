@@ -52,4 +52,7 @@ def _rotating_layers(config: ConfigJson, num_layers: int) -> list[bool]:
     return [bool(flag) for flag in flags]
 
 
-FAMILY = Family("smollm3", ("SmolLM3ForCausalLM",), smollm3_spec, llama.RULES, llama.IGNORED)
+FAMILY = Family(
+    "smollm3", ("SmolLM3ForCausalLM",), smollm3_spec, llama.RULES, llama.IGNORED,
+    about="Llama's shape; some layers have no positions",
+)  # fmt: skip

@@ -26,10 +26,9 @@ COMMON: dict[str, Any] = {
 class Variant(NamedTuple):
     """A model to build: ``config`` are the arguments of ``model_class.config_class``, as in config.json.
 
-    ``attention`` is the implementation that is the reference: "eager" where transformers' sdpa path leaves out what the
-    variant is there for (softcaps, sinks) or does not exist (MPT). Falcon with ALiBi needs "sdpa": its eager path adds
-    the bias twice. ``embedding`` is the size of the token embeddings: a tied model with larger ones, or one that scales
-    them up itself, only repeats its last token.
+    ``attention`` is the implementation that is the reference: "eager" where transformers has no sdpa path for the model
+    (MPT, Gemma 2, gpt-oss). Falcon with ALiBi needs "sdpa": its eager path adds the bias twice. ``embedding`` is the
+    size of the token embeddings: a tied model with larger ones, or one that scales them itself, repeats its last token.
     """
 
     model_class: str
