@@ -12,6 +12,7 @@ import io
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -211,10 +212,19 @@ def _open(model: str, engine: Given, stats: bool) -> Iterator[LLM]:
     """An engine for the time of the command."""
     from ostinato import LLM
 
-    with LLM(model, **({"max_num_seqs": 1} | engine)) as llm:  # one request at a time: nothing to compile for more
-        yield llm
-        if stats:
-            print(llm.stats(), file=sys.stderr)
+    shown_before, warnings.formatwarning = warnings.formatwarning, _one_line
+    try:
+        with LLM(model, **({"max_num_seqs": 1} | engine)) as llm:  # one request at a time: nothing to compile for more
+            yield llm
+            if stats:
+                print(llm.stats(), file=sys.stderr)
+    finally:
+        warnings.formatwarning = shown_before
+
+
+def _one_line(message: Warning | str, *_: object, **__: object) -> str:
+    """A warning as a line of a terminal, without the place in our code."""
+    return f"warning: {message}\n"
 
 
 def _prompt(text: str | None, token_ids: str | None) -> str | list[int]:

@@ -25,6 +25,7 @@ from ostinato.models.doctor.reads import ConfigReport, Reads
 from ostinato.models.doctor.tensors import FilesReport, FitReport, fit, survey
 from ostinato.models.doctor.trace import Comparison, compare
 from ostinato.models.families.family import Family
+from ostinato.models.implementation import describe, is_known
 from ostinato.models.registry import family_for
 from ostinato.models.spec import ModelSpec
 from ostinato.models.weights.source import open_source
@@ -67,7 +68,7 @@ def diagnose(folder: Path, against: bool = False) -> Diagnosis:
     """
     raw = read_config(folder)
     problems: list[str] = []
-    family, spec, config = _read_spec(raw, problems)
+    family, spec, config = _read_spec(folder, raw, problems)
     generation = _or_problem(lambda: read_generation_config(folder), problems) or {}
     source = _or_problem(lambda: open_source(folder), problems)
     files = survey(source, folder) if source else None
@@ -79,7 +80,10 @@ def diagnose(folder: Path, against: bool = False) -> Diagnosis:
     if against and family and spec and fitted and not (fitted.problems or (files and files.problems)):
         comparison = _compare(folder, family, spec, problems)
     elif against:
-        notes.append("not compared with transformers: the model cannot be loaded")
+        why = "its own code runs the model" if spec and not family else "the model cannot be loaded"
+        notes.append(f"not compared with transformers: {why}")
+    if spec and not family:
+        notes.append("no family here knows it: transformers' own code runs the model (docs/transformers_backend.md)")
     names = raw.get("architectures")
     return Diagnosis(
         folder=folder,
@@ -101,7 +105,7 @@ def _compare(folder: Path, family: Family, spec: ModelSpec, problems: list[str])
     from ostinato.models.doctor.ours import load_ours, trace_ours
     from ostinato.models.doctor.theirs import load_theirs, trace_theirs
 
-    needed, free = int(4 * HEADROOM * count_parameters(spec)), free_bytes(torch.device("cpu"))
+    needed, free = int(4 * HEADROOM * count_parameters(spec, family.build)), free_bytes(torch.device("cpu"))
     if needed > free:
         sizes = f"needs {format_bytes(needed)} in float32, and {format_bytes(free)} are free"
         raise ConfigError(f"--against transformers: the model {sizes}")
@@ -115,19 +119,27 @@ def _compare(folder: Path, family: Family, spec: ModelSpec, problems: list[str])
     return comparison
 
 
-def _read_spec(raw: Mapping[str, object], problems: list[str]) -> tuple[Family | None, ModelSpec | None, ConfigReport]:
-    """The family and the spec, as far as config.json is not refused, and what was read of it."""
+def _read_spec(
+    folder: Path, raw: Mapping[str, object], problems: list[str]
+) -> tuple[Family | None, ModelSpec | None, ConfigReport]:
+    """The family and the spec, as far as config.json is not refused, and what was read of it.
+
+    Where transformers' own code runs the model there is a spec without a family: its tensors are transformers' affair.
+    """
     reads = Reads(raw)
     family = spec = None
     with watching(reads.note):
         values = ConfigJson(raw).values
         values.get("eos_token_id")  # which the engine reads
         try:
-            family = family_for(values)
-            spec = family.spec(values)
+            if not is_known(values):
+                spec = describe("auto", folder, raw).spec
+            else:
+                family = family_for(values)
+                spec = family.spec(values)
         except ModelLoadError as error:
             problems.append(str(error))
-    return family, spec, reads.report(complete=spec is not None)
+    return family, spec, reads.report(complete=family is not None and spec is not None)
 
 
 def _or_problem(read: Callable[[], T], problems: list[str]) -> T | None:

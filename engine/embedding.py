@@ -31,18 +31,23 @@ def embed(
     dtype: torch.dtype,
     device: torch.device,
     max_tokens: int,
+    max_positions: int,
 ) -> Tensor:
     """A vector per prompt, ``[prompts, hidden_size] float32`` on the CPU.
 
     ``last`` and ``cls`` take the hidden state of the last and of the first token, ``mean`` the mean of all;
-    ``normalize`` makes each of length 1. At most ``max_tokens`` are in flight at once, but for a longer prompt.
+    ``normalize`` makes each of length 1. ``max_positions`` decides for longrope, as in the engine's steps. At most
+    ``max_tokens`` are in flight at once, but for a longer prompt.
     """
-    vectors = []
+    vectors: list[Tensor] = []
     for group in _groups(prompts, max_tokens):
         lengths = [len(prompt) for prompt in group]
         ids = torch.tensor([token for prompt in group for token in prompt], dtype=torch.int64, device=device)
-        hidden = hidden_states(decoder, lengths, dtype, device, partial(decoder.embed_tokens, ids))
+        enter = partial(decoder.embed_tokens, ids)
+        hidden = hidden_states(decoder, lengths, dtype, device, enter, max_positions)
         vectors += [_pool(part.float(), pooling) for part in hidden.split(lengths)]
+    if not vectors:
+        return torch.zeros(0, decoder.spec.hidden_size)
     stacked = torch.stack(vectors)
     return (torch.nn.functional.normalize(stacked, dim=-1) if normalize else stacked).cpu()
 
@@ -54,7 +59,8 @@ def _groups(prompts: Sequence[Sequence[int]], max_tokens: int) -> Iterator[list[
             yield group
             group = []
         group.append(prompt)
-    yield group
+    if group:
+        yield group
 
 
 def _pool(hidden: Tensor, pooling: str) -> Tensor:

@@ -38,6 +38,6 @@ def _by_transformers(plan: Plan) -> StepDecoder:
 
     if plan.config.model_impl == "auto":
         text = f"no family here knows {plan.spec.architecture}: transformers' own code runs it, with our KV cache"
-        warnings.warn(f"{text} (model_impl='transformers' silences this)", RuntimeWarning, stacklevel=2)
+        warnings.warn(f"{text} (model_impl='transformers' silences this)", RuntimeWarning, stacklevel=4)  # of LLM(...)
     with neutral_state(plan.device.type):
         return load(plan.folder, plan.spec, plan.device, plan.dtype)

@@ -97,6 +97,7 @@ class Plan:
             ),
             ("device", str(self.device) + (f", {self.num_threads} threads" if self.device.type == "cpu" else "")),
             ("execution", f"{config.execution} ({self.backend} backend)"),
+            *([("compiled", self._compiled())] if self.compiles else []),
             ("graphs", graphs),
             ("max_model_len", f"{self.max_model_len:,} tokens"),
             ("max_num_seqs", f"{config.max_num_seqs:,} requests"),
@@ -109,6 +110,13 @@ class Plan:
             ("prefix caching", "on" if config.enable_prefix_caching else "off"),
             *(("note", note) for note in self.notes),
         ]
+
+    def _compiled(self) -> str:
+        """How many functions: each kind of layer for each class of shapes, two sampling passes, the head of one row."""
+        kinds = len(set(self.spec.layers)) if self.model_impl == "ostinato" else 1
+        classes = 3 if self.config.max_num_seqs > 1 else 2  # one row, several, tokens
+        what = f"{kinds} kind{'s' if kinds > 1 else ''} of layers x {classes} classes of shapes + 3"
+        return f"{kinds * classes + 3} functions, whatever the depth: {what}"
 
     def render(self) -> str:
         """The plan as aligned lines of text."""

@@ -156,6 +156,7 @@ class ModelRunner:
                 plan.dtype,
                 plan.device,
                 plan.config.max_num_batched_tokens,
+                plan.max_model_len,
             )
 
     def drop_step(self) -> None:

@@ -138,14 +138,15 @@ class Scheduler:
 
         Only the newest has a chunk to go on with. Alone, it finds a block: `add` saw to that.
         """
-        budget = self.max_num_batched_tokens
+        size, budget = self.pool.block_size, self.max_num_batched_tokens
         for request in self.running:
-            missing = self._blocks_for(request.num_computed_tokens + 1) - len(request.block_ids)
-            while missing > self.pool.num_available and request.status is RUNNING:
-                self._preempt_newest()
-            if request.status is RUNNING:
-                self._take_blocks(request, budget)
-                budget -= len(request.token_ids) - request.num_computed_tokens
+            if len(request.token_ids) > len(request.block_ids) * size:
+                missing = blocks_for(request.num_computed_tokens + 1, size) - len(request.block_ids)
+                while missing > self.pool.num_available and request.status is RUNNING:
+                    self._preempt_newest()
+                if request.status is RUNNING:
+                    self._take_blocks(request, budget)
+            budget -= len(request.token_ids) - request.num_computed_tokens
 
     def _take_blocks(self, request: Request, budget: int) -> None:
         """Blocks for all tokens it has; under a window for the next ``budget`` at most, as far as there are any."""
@@ -294,9 +295,11 @@ class Scheduler:
 
     def _give_back_behind(self, step: Step) -> None:
         """Blocks that fell behind the window go back, their cells name the null block; in the index they stay a hit."""
+        window, size = self.window, self.pool.block_size
         for request, start, count in zip(step.requests, step.starts, step.counts, strict=True):
-            first, last = self._behind(start), self._behind(start + count)
-            if last > first and request.status is RUNNING:
+            last = blocks_behind(start + count, window, size)
+            if last and request.status is RUNNING and request.block_ids[last - 1] != NULL_BLOCK:
+                first = blocks_behind(start, window, size)
                 self.pool.release(request.block_ids[first:last])
                 request.block_ids[first:last] = [NULL_BLOCK] * (last - first)
 

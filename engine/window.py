@@ -1,8 +1,8 @@
 """How many KV blocks tokens need, all of them or within a sliding window: arithmetic, no state.
 
 Under a window of W tokens a query at position q sees the keys at ``q - W < k <= q``. A request that has computed c
-tokens and is given n more in a step therefore reads and writes the positions ``[c - W + 1, c + n)`` and no others, ever
-again. Over the cells of its block table (B tokens each):
+tokens and is given n more in a step reads and writes the positions ``[c - W + 1, c + n)`` in it, and what lies before
+them never again. Over the cells of its block table (B tokens each):
 
     [0, (c - W + 1) // B)                  behind the window: given back, the cells name the null block
     [(c - W + 1) // B, ceil((c + n) / B))  held: at most (W + n + B - 3) // B + 1 blocks

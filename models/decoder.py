@@ -6,7 +6,7 @@ by its index, so all blocks of one kind share one compiled form.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -107,7 +107,7 @@ class Decoder(nn.Module):
 
 
 @lru_cache(maxsize=8)
-def count_parameters(spec: ModelSpec) -> int:
-    """Elements of all parameters of the decoder that ``spec`` describes; a tied head counts once."""
+def count_parameters(spec: ModelSpec, build: Callable[[ModelSpec], Any] = Decoder) -> int:
+    """Elements of all parameters of what ``build`` makes of ``spec``; a tied head counts once."""
     with torch.device("meta"):
-        return sum(parameter.numel() for parameter in Decoder(spec).parameters())
+        return sum(parameter.numel() for parameter in build(spec).parameters())

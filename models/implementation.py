@@ -25,6 +25,13 @@ class Described:
     notes: tuple[str, ...] = ()
 
 
+def is_known(raw: Mapping[str, object]) -> bool:
+    """Whether a family of this package knows the architecture that config.json names, if it names one at all."""
+    names = raw.get("architectures")
+    name = names[0] if isinstance(names, list) and names else None
+    return not isinstance(name, str) or name in architectures()
+
+
 def describe(model_impl: str, folder: Path, raw: Mapping[str, object]) -> Described:
     """What the config.json ``raw`` of ``folder`` describes; "auto" takes a family where there is one.
 
@@ -32,9 +39,18 @@ def describe(model_impl: str, folder: Path, raw: Mapping[str, object]) -> Descri
     """
     names = raw.get("architectures")
     name = names[0] if isinstance(names, list) and names else None
-    known = name in architectures()
-    if model_impl == "transformers" or (model_impl == "auto" and isinstance(name, str) and not known):
+    known = is_known(raw)
+    if model_impl == "transformers":
         return _by_transformers(str(name), folder, raw, known)
+    if model_impl == "auto" and not known:
+        try:
+            return _by_transformers(str(name), folder, raw, known)
+        except ModelLoadError as error:
+            supported = ", ".join(architectures())
+            text = (
+                f"config.json: architectures: expected one of {supported}, got {name!r}; and as a last resort: {error}"
+            )
+            raise ModelLoadError(text) from error
     try:
         family = family_for(raw)
     except ModelLoadError as error:
@@ -42,7 +58,7 @@ def describe(model_impl: str, folder: Path, raw: Mapping[str, object]) -> Descri
             raise
         raise ModelLoadError(f"{error}; model_impl='auto' also tries transformers' own code") from None
     spec = family.spec(raw)
-    return Described("ostinato", spec, count_parameters(spec))
+    return Described("ostinato", spec, count_parameters(spec, family.build))
 
 
 def _by_transformers(name: str, folder: Path, raw: Mapping[str, object], known: bool) -> Described:

@@ -32,6 +32,8 @@ _FAMILIES: dict[str, Family] = {}
 
 def register_model(family: Family) -> None:
     """Make the family's architectures loadable; a later family takes over the names of an earlier one."""
+    if not isinstance(family, Family):
+        raise TypeError(f"register_model takes a Family, got {type(family).__name__}")
     _FAMILIES.update(dict.fromkeys(family.architectures, family))
 
 

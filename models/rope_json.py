@@ -37,6 +37,8 @@ def rope_spec(config: ConfigJson, head_dim: int, default_theta: float = 10_000.0
 
 def _parse(config: ConfigJson, rope: ConfigJson, head_dim: int, default_theta: float) -> RopeSpec:
     kind = rope.text("rope_type", rope.text("type", "default"))
+    if kind == "su" or (kind == "yarn" and rope.has("short_factor")):
+        kind = "longrope"  # what Phi-3's first files called it
     if kind not in _KEYS:
         raise rope.refusal("rope_type", f"one of {', '.join(_KEYS)}", kind)
     if unknown := sorted(key for key in rope.values if key not in _KEYS[kind] and rope.has(key)):

@@ -17,16 +17,21 @@ Enter = Callable[[Tensor], Tensor]
 
 
 def hidden_states(
-    decoder: StepDecoder, lengths: Sequence[int], dtype: torch.dtype, device: torch.device, enter: Enter
+    decoder: StepDecoder,
+    lengths: Sequence[int],
+    dtype: torch.dtype,
+    device: torch.device,
+    enter: Enter,
+    max_positions: int | None = None,
 ) -> Tensor:
     """Normed hidden states ``[tokens, hidden_size]`` of sequences of ``lengths`` tokens, one after the other.
 
     ``enter`` gives, for the tokens' positions, what goes into the first layer. A layer's pages are the next one's: the
-    memory is that of one layer. longrope's factors go by the longest of ``lengths``.
+    memory is that of one layer. longrope's factors go by ``max_positions``, without it by the longest of ``lengths``.
     """
     positions = torch.cat([torch.arange(length, device=device) for length in lengths])
     meta, num_blocks = _metadata(lengths, positions)
-    rope = rope_of(decoder, max(lengths), device)
+    rope = rope_of(decoder, max_positions or max(lengths), device)
     metas = [meta._replace(cos=cos, sin=sin) for cos, sin in rope.at(positions)]
     caches = decoder.caches_of_layers(_shared_pages(decoder.spec, num_blocks, dtype, device))
     x = enter(positions)

@@ -193,6 +193,20 @@ def test_what_is_not_supported_is_refused_by_name(base: dict[str, Any], change: 
         parse(base | change)
 
 
+def test_switches_and_layer_types_of_windows(tmp_path: Path) -> None:
+    """SmolLM3 goes by ``layer_types``; Qwen3-MoE has windows everywhere or nowhere: files that differ are refused."""
+    build("smollm3_windows", tmp_path / "smollm3")
+    config = json.loads((tmp_path / "smollm3" / "config.json").read_text())
+    windows = [layer.attention.window for layer in parse(config).layers]
+    assert any(windows)
+    assert [layer.attention.window for layer in parse({**config, "use_sliding_window": False}).layers] == windows
+    build("qwen3_moe_mixed", tmp_path / "moe")
+    config = json.loads((tmp_path / "moe" / "config.json").read_text())
+    kinds = ["full_attention", "sliding_attention"] * (config["num_hidden_layers"] // 2)
+    with pytest.raises(ModelLoadError, match="layer_types: expected sliding_attention in all layers"):
+        parse({**config, "layer_types": kinds})
+
+
 SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 BAD_SIZES = [None, 0, -64, "64", 64.0, True, [64], {}, 10**30, float("inf")]
 

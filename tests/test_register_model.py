@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,12 +14,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from engines import checked, token_ids
-from ostinato import LLM, SamplingParams
+from ostinato import LLM, EngineConfig, SamplingParams
+from ostinato.layers.embedding import Embedding
 from ostinato.layers.errors import ModelLoadError
 from ostinato.models import Family, Rule, load, register_model, registry
 from ostinato.models.decoder import Decoder
 from ostinato.models.families import llama
-from ostinato.models.spec import ModelSpec
+from ostinato.models.spec import LayerSpec, ModelSpec
 from tiny_checkpoints import build
 
 PROMPTS = [[5, 17, 40, 3], [9] * 11]
@@ -83,6 +85,46 @@ def test_a_module_of_ones_own(tmp_path: Path) -> None:
     tensors = load_file(folder / "model.safetensors")
     size = tensors["model.norm.weight"].shape[0]
     save_file({**tensors, "model.tilt": torch.linspace(-1, 1, size)}, folder / "model.safetensors")
+    assert generated(folder) == [greedy_by_hand(folder, prompt, 16) for prompt in PROMPTS]
+
+
+def test_the_plan_counts_what_the_module_has(tmp_path: Path) -> None:
+    rules = (*llama.RULES, Rule("model.tilt", "tilt"))
+    register_model(Family("doubled", ("DoubledForCausalLM",), llama.llama_spec, rules, build=Doubled))
+    config = EngineConfig(checkpoint_of("DoubledForCausalLM", tmp_path / "doubled"))
+    plain = EngineConfig(checkpoint_of("LlamaForCausalLM", tmp_path / "llama"))
+    assert config.resolve().num_parameters == plain.resolve().num_parameters + 48
+
+
+class Bare(torch.nn.Module):
+    """Not a ``Decoder``: no more than a step needs of a model. Remembers nothing of what came before."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        super().__init__()
+        self.spec = spec
+        self.table = Embedding(spec.vocab_size, spec.hidden_size)
+        self.norm = torch.nn.Identity()
+        self.layers = [lambda x, keys, values, meta: x * 2]
+
+    @property
+    def kinds(self) -> tuple[LayerSpec, ...]:
+        return self.spec.layers[:1]
+
+    def embed_tokens(self, token_ids: Tensor, positions: Tensor) -> Tensor:
+        return self.table(token_ids)
+
+    def caches_of_layers(self, kv_cache: Any) -> Any:
+        return kv_cache[:1]
+
+    def compute_logits(self, hidden: Tensor) -> Tensor:
+        return hidden @ self.table.weight.T
+
+
+def test_a_module_with_nothing_of_ours_but_the_surface(tmp_path: Path) -> None:
+    rules = (Rule("model.embed_tokens", "table"),)
+    ignored = ("model.layers.*", "model.norm.*", "lm_head.*")
+    register_model(Family("bare", ("BareForCausalLM",), llama.llama_spec, rules, ignored, build=Bare))
+    folder = checkpoint_of("BareForCausalLM", tmp_path)
     assert generated(folder) == [greedy_by_hand(folder, prompt, 16) for prompt in PROMPTS]
 
 

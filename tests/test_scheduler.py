@@ -567,6 +567,17 @@ def test_under_a_window_a_request_waits_until_its_prompt_can_be_computed() -> No
     assert rows(run(scheduler)) == [(1, 0, 8)]
 
 
+def test_who_ends_during_a_step_that_would_leave_blocks_behind_holds_nothing() -> None:
+    scheduler = make(budget=8, window=6)
+    request = add(scheduler, tokens(0, 20))
+    run(scheduler)
+    step = begin(scheduler)
+    scheduler.finish(request, "abort")
+    assert scheduler.commit(step, [TOKEN] * len(step.sample_rows)) == []
+    assert request.block_ids == []
+    assert_empty(scheduler)
+
+
 def test_a_dropped_step_under_a_window_changes_no_table() -> None:
     scheduler = make(blocks=4, budget=8, window=6)
     request = add(scheduler, tokens(0, 20))
@@ -802,6 +813,7 @@ def test_a_failed_step_ends_its_requests_with_the_cause_and_nobody_else() -> Non
         ("first.max_length = 65", "computed < tokens"),
         ("pool.release([first.block_ids.pop()])", "does not cover"),
         ("first.block_ids += pool.allocate(1)", "does not cover"),
+        ("pool.release([second.block_ids.pop()])", "does not cover"),
         ("first.num_computed_tokens = 0", "shared or in the index"),
         ("pool.register(2, b'digest', b'', [4, 5, 6, 7])", "shared or in the index"),
         ("first.digests.append(b'digest')", "not full"),

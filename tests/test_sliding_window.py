@@ -26,6 +26,7 @@ from ostinato import LLM, ConfigError, EngineConfig, SamplingParams
 from ostinato.layers.attention import decode
 from ostinato.layers.attention import varlen as varlen_module
 from ostinato.layers.attention.decode import decode_attention
+from ostinato.layers.attention.metadata import AttentionMetadata, within_window
 from ostinato.layers.attention.scoring import Scoring
 from ostinato.layers.attention.varlen import varlen_attention
 from ostinato.plan import Plan
@@ -209,6 +210,11 @@ def test_no_path_of_attention_reads_a_cell_behind_the_window(
                 decoded = [decode_attention(q, *caches, table, lengths, scoring) for table in (whole, null)]
                 assert torch.equal(*decoded)
                 assert decoded[0].isfinite().all()
+                metas = [AttentionMetadata(ends, table, lengths, None, None, None) for table in (whole, null)]
+                narrow = [within_window(meta, window, SIZE) for meta in metas]
+                seen = [decode_attention(q, *caches, m.block_table, lengths, scoring, m.table_start) for m in narrow]
+                assert torch.equal(*seen)
+                assert seen[0].isfinite().all()
 
 
 # The plan.
@@ -218,6 +224,7 @@ def test_the_plan_counts_on_the_window_and_says_so() -> None:
     made = plan(max_num_batched_tokens=64)
     assert made.window == WINDOW
     assert made.num_blocks - 1 == 4 + (4 * (WINDOW + SIZE - 3) + 64) // SIZE == 29  # not 4 * 55
+    assert plan(max_model_len=24).num_blocks - 1 == 4 * 6  # no request needs more, however many tokens a step has
     assert "KV blocks behind the last 8 tokens of a request are given back" in made.notes
     assert "behind the last 8 tokens" in str(made)
 

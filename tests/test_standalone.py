@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -113,7 +114,9 @@ def test_what_cannot_be_is_refused(given: tuple[object, ...], message: str) -> N
 def test_a_wrong_dtype_shape_or_config_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"dtype: expected 'auto', .*, got 'int8'"):
         ostinato.models.Qwen3(**SMALL, dtype="int8")
-    with pytest.raises(ParamError, match=r"inputs_embeds: expected \[tokens, 32\] .* got \[4, 31\]"):
+    with pytest.raises(
+        ParamError, match=r"inputs_embeds: expected a tensor \[tokens, 32\] .* got torch.float32 \[4, 31\]"
+    ):
         ostinato.models.Qwen3(**SMALL)(inputs_embeds=torch.zeros(4, 31))
     with pytest.raises(ModelLoadError, match="vocab_size: expected an integer"):
         ostinato.models.Qwen3(**{**SMALL, "vocab_size": "50"})
@@ -153,6 +156,15 @@ def test_vectors_leave_the_engines_cache_and_counters_alone() -> None:
             llm.embed([[1] * (llm.plan.max_model_len + 1)])
 
 
+def test_a_vector_does_not_depend_on_its_batch_mates_where_lengths_choose_the_positions(tmp_path: Path) -> None:
+    build("phi3_longrope", tmp_path)  # long texts have other rotary factors from 32 tokens on
+    short, long = IDS[:5].tolist(), [*IDS.tolist(), *IDS.tolist()]
+    with LLM(tmp_path, execution="eager", max_model_len=128) as llm:
+        alone, together = llm.embed([short]), llm.embed([short, long])
+        assert llm.embed([]).shape == (0, llm.plan.spec.hidden_size)
+    torch.testing.assert_close(together[0], alone[0], rtol=0, atol=1e-5)
+
+
 def test_the_demo_model_puts_like_texts_near_each_other() -> None:
     with LLM("demo", execution="eager") as llm:
         code, other, prose = llm.embed(
@@ -160,6 +172,45 @@ def test_the_demo_model_puts_like_texts_near_each_other() -> None:
             pooling="mean",
         )
     assert float(code @ other) > float(code @ prose)
+
+
+def test_a_misspelt_keyword_is_refused_with_the_nearest_name() -> None:
+    with pytest.raises(ConfigError, match=r"Llama: nothing reads 'rope_thetaa' .*; did you mean rope_theta"):
+        ostinato.models.Llama(**SMALL, rope_thetaa=5.0)
+
+
+def test_random_biases_are_zero_and_norms_one() -> None:
+    model = ostinato.models.GptOss(**SMALL, num_local_experts=4, num_experts_per_tok=2, sliding_window=8)
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias"):
+            assert not parameter.any(), name
+        elif "norm" in name:
+            assert (parameter == 1).all(), name
+        elif not name.endswith("sinks"):
+            assert 0.01 < float(parameter.std()) < 0.03, name
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"device": "banana"}, "device: expected 'cpu' or 'cuda', got 'banana'"),
+        ({"model": None}, "model: expected a folder, .*, got NoneType"),
+    ],
+)
+def test_wrong_arguments_of_load_are_config_errors(wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load(**({"model": "demo"} | wrong))
+
+
+def test_wrong_tensors_are_refused_and_other_dtypes_taken() -> None:
+    model = ostinato.models.Qwen3(**SMALL, dtype="bfloat16")
+    with pytest.raises(ParamError, match=r"hidden: expected a tensor \[..., 32\], got torch.float32 \[2, 5\]"):
+        model.compute_logits(torch.zeros(2, 5))
+    with pytest.raises(ParamError, match=r"inputs_embeds: expected a tensor .*, got list"):
+        model(inputs_embeds=[1])
+    with pytest.raises(ParamError, match="expected ids from 0 to 49, got 99999"):
+        model.embed_tokens(torch.tensor([99999]))
+    assert model(inputs_embeds=torch.zeros(3, 32)).dtype is torch.bfloat16
 
 
 def test_a_config_file_as_a_dictionary_makes_the_same_architecture(tmp_path: Path) -> None:

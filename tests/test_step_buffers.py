@@ -273,7 +273,7 @@ SHAPES = {
     "one token a block": Sizes(max_num_seqs=3, budget=5, block_size=1, num_blocks=45),
     "few blocks": Sizes(max_num_seqs=6, budget=9, block_size=2, num_blocks=21, separate=True),
     "window": Sizes(num_blocks=12, window=5),
-    "window as on a GPU": Sizes(budget=7, block_size=2, num_blocks=16, window=7, fixed_width=True, separate=True),
+    "window as on a GPU": Sizes(budget=7, block_size=2, num_blocks=16, window=6, fixed_width=True, separate=True),
     "many rows": Sizes(max_num_seqs=12, budget=64, block_size=5, num_blocks=80, fixed_width=True),
 }
 

@@ -1,6 +1,6 @@
 """The trace of transformers' own model of a checkpoint, through hooks on modules whose names are known.
 
-The only place of the package that runs a model of transformers; it is imported when a trace is asked for.
+Imports transformers, so it is imported when a trace is asked for.
 """
 
 from __future__ import annotations

@@ -173,3 +173,12 @@ def switched_windows(config: ConfigJson, num_layers: int, first: int) -> list[in
     default = ["sliding_attention" if window and index >= first else "full_attention" for index in range(num_layers)]
     kinds = layer_kinds(config, num_layers, default)
     return windows_of_kinds(config, kinds, window)
+
+
+def uniform_windows(config: ConfigJson, num_layers: int) -> list[int | None]:
+    """Qwen3-MoE's way: in all layers if ``use_sliding_window``; ``layer_types`` that say otherwise are refused."""
+    window = window_size(config, 4096) if config.flag("use_sliding_window", False) else None
+    kind = "sliding_attention" if window else "full_attention"
+    if set(layer_kinds(config, num_layers, [kind] * num_layers)) != {kind}:
+        raise config.refusal("layer_types", f"{kind} in all layers, by use_sliding_window and sliding_window")
+    return [window] * num_layers

@@ -50,7 +50,12 @@ RULES = (
 
 def falcon_spec(values: Mapping[str, object]) -> ModelSpec:
     """The model that a Falcon ``config.json`` describes; files from before transformers had it use shorter names."""
-    names = {"n_head": "num_attention_heads", "n_layer": "num_hidden_layers", "n_head_kv": "num_kv_heads"}
+    names = {
+        "n_embed": "hidden_size",
+        "n_head": "num_attention_heads",
+        "n_layer": "num_hidden_layers",
+        "n_head_kv": "num_kv_heads",
+    }
     old = {new: values[key] for key, new in names.items() if values.get(key) is not None}
     config = ConfigJson({**old, **{key: value for key, value in values.items() if value is not None}})
     refuse_quantised(config)

@@ -109,6 +109,8 @@ def _ropes(config: ConfigJson, head_dim: int) -> tuple[RopeSpec, RopeSpec]:
             for kind, theta in (("full_attention", 1e6), ("sliding_attention", 1e4))
         )
         return full, local
+    if given is not None:
+        raise config.refusal("rope_parameters", "full_attention and sliding_attention, with positions of their own")
     local_theta = config.number("rope_local_base_freq", 1.0001, 1e12, 1e4)
     return rope_spec(config, head_dim, 1e6), RopeSpec(local_theta, head_dim)
 

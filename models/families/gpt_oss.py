@@ -15,6 +15,12 @@ from ostinato.models.weights.layouts import interleaved_halves
 from ostinato.models.weights.rules import Rule
 
 _EXPERTS = f"{llama.LAYER}.mlp.experts"
+_YARN = {  # transformers' own where config.json does not mention positions
+    "rope_type": "yarn",
+    "factor": 32.0,
+    "original_max_position_embeddings": 4096,
+    "truncate": False,
+}
 _BARE = {"weight": "", "bias": "_bias"}
 RULES = (
     *llama.OUTER_RULES,
@@ -36,6 +42,8 @@ RULES = (
 def gpt_oss_spec(values: Mapping[str, object]) -> ModelSpec:
     """The model that a gpt-oss ``config.json`` describes."""
     config = ConfigJson(values)
+    if not config.has("rope_parameters") and not config.has("rope_scaling"):
+        config = ConfigJson({**values, "rope_scaling": _YARN})
     bias = config.flag("attention_bias", True)
     spec = llama_like(
         config,

@@ -23,7 +23,7 @@ RULES = (
 
 def phi3_spec(values: Mapping[str, object]) -> ModelSpec:
     """The model that a Phi-3 ``config.json`` describes."""
-    config = ConfigJson(values)
+    config = ConfigJson({"original_max_position_embeddings": 4096, **values})  # as transformers, beside rope settings
     spec = llama_like(config, "Phi3ForCausalLM", default_eps=1e-5, partly_rotated=True)
     return with_windows(spec, [window_size(config)] * len(spec.layers))
 

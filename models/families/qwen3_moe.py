@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from ostinato.models.config_json import ConfigJson
 from ostinato.models.families import llama
-from ostinato.models.families.common import activation_name, llama_like, switched_windows, with_windows
+from ostinato.models.families.common import activation_name, llama_like, uniform_windows, with_windows
 from ostinato.models.families.family import Family
 from ostinato.models.families.moe import expert_rules, fused_expert_rules, moe_spec, with_experts
 from ostinato.models.spec import ModelSpec, RoutingSpec
@@ -43,7 +43,7 @@ def qwen3_moe_spec(values: Mapping[str, object]) -> ModelSpec:
     if not isinstance(dense, list) or not all(isinstance(index, int) for index in dense):
         raise config.refusal("mlp_only_layers", "a list of layer numbers")
     sparse = {index: index not in dense and (index + 1) % step == 0 for index in range(num_layers)}
-    return with_windows(with_experts(spec, moe, sparse), switched_windows(config, num_layers, 0))
+    return with_windows(with_experts(spec, moe, sparse), uniform_windows(config, num_layers))
 
 
 FAMILY = Family(

@@ -35,10 +35,11 @@ def smollm3_spec(values: Mapping[str, object]) -> ModelSpec:
     spec = with_ropes(
         spec, [layer.attention.rope if on else None for layer, on in zip(spec.layers, rotates, strict=True)]
     )
-    window = window_size(config) if config.flag("use_sliding_window", False) else None
-    default = ["sliding_attention" if window and not on else "full_attention" for on in rotates]
+    window = window_size(config)
+    switched = window and config.flag("use_sliding_window", False)  # decides where layer_types does not
+    default = ["sliding_attention" if switched and not on else "full_attention" for on in rotates]
     kinds = layer_kinds(config, len(spec.layers), default)
-    return with_windows(spec, windows_of_kinds(config, kinds, window) if window else [None] * len(kinds))
+    return with_windows(spec, windows_of_kinds(config, kinds, window))
 
 
 def _rotating_layers(config: ConfigJson, num_layers: int) -> list[bool]:
