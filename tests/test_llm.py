@@ -462,7 +462,7 @@ def test_missing_and_foreign_models_are_refused(tmp_path: Path) -> None:
         LLM(tmp_path)
     (tmp_path / "config.json").write_text('{"architectures": ["MambaForCausalLM"]}')
     with pytest.raises(
-        ModelLoadError, match="expected one of .*LlamaForCausalLM.* got 'MambaForCausalLM'; and as a last resort"
+        ModelLoadError, match=r"expected one of .*LlamaForCausalLM.* got 'MambaForCausalLM'; and as a last resort"
     ):
         LLM(tmp_path)
 
