@@ -17,6 +17,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 import ostinato
+from interrupts import reachable
 from ostinato import OutOfBlocks, ParamError, SamplingParams, StreamDelta
 from ostinato.cli import app
 from ostinato.cli_options import sampling_options
@@ -379,7 +380,9 @@ main()
 
 def start(*arguments: str, **options: Any) -> subprocess.Popen[str]:
     command = [sys.executable, "-c", DRIVER, *arguments]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=reachable, **options
+    )
 
 
 def test_help_imports_no_torch() -> None:

@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+from interrupts import reachable
 from small_tokenizers import byte_level
 from tiny_checkpoints import build
 
@@ -80,6 +81,7 @@ def test_ctrl_c_while_generating_ends_cleanly() -> None:
         stderr=subprocess.PIPE,
         text=True,
         env=os.environ | {"PYTHONUNBUFFERED": "1"},
+        preexec_fn=reachable,
     )
     assert process.stdout is not None
     process.stdout.read(20)
