@@ -12,7 +12,7 @@ from ostinato.doctor import Diagnosis
 from ostinato.doctor_tokenizer import TokenizerReport
 from ostinato.memory import format_bytes
 from ostinato.models.config_json import shown
-from ostinato.models.doctor.reads import ConfigReport
+from ostinato.models.config_report import ConfigReport
 from ostinato.models.doctor.tensors import FilesReport, FitReport
 from ostinato.models.doctor.trace import TOLERANCE, Comparison, Gap
 from ostinato.models.doctor.words import indices, layer_kinds, layer_words, model_words

@@ -20,8 +20,8 @@ from ostinato.memory import format_bytes, free_bytes
 from ostinato.models.checkpoint import read_config, read_generation_config
 from ostinato.models.config_json import ConfigJson
 from ostinato.models.config_reads import watching
+from ostinato.models.config_report import ConfigReport, Reads
 from ostinato.models.decoder import count_parameters
-from ostinato.models.doctor.reads import ConfigReport, Reads
 from ostinato.models.doctor.tensors import FilesReport, FitReport, fit, survey
 from ostinato.models.doctor.trace import Comparison, compare
 from ostinato.models.families.family import Family

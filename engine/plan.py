@@ -12,15 +12,13 @@ import torch
 
 from ostinato.config import EngineConfig
 from ostinato.graphs.buckets import check_sizes, default_sizes
+from ostinato.layers.attention.metadata import MIN_CELLS
 from ostinato.layers.errors import ConfigError
 from ostinato.memory import format_bytes, free_bytes
 from ostinato.models.checkpoint import read_config, resolve_model
 from ostinato.models.implementation import describe
 from ostinato.models.spec import ModelSpec
 from ostinato.window import blocks_behind, blocks_for, blocks_to_progress, most_blocks
-
-MIN_TABLE_WIDTH = 3
-"""Cells of a block table at least: what ``step_pieces`` compiles a symbolic width with."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +58,7 @@ class Plan:
     @property
     def table_width(self) -> int:
         """Cells of one request's block table."""
-        return max(MIN_TABLE_WIDTH, blocks_for(self.max_model_len, self.config.block_size))
+        return max(MIN_CELLS, blocks_for(self.max_model_len, self.config.block_size))
 
     @property
     def backend(self) -> str:

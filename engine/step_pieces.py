@@ -20,11 +20,11 @@ from torch import Tensor
 
 from ostinato.graphs.compiled import CompiledPiece, SymbolicDims
 from ostinato.layers import sampler
-from ostinato.layers.attention.metadata import AttentionMetadata
+from ostinato.layers.attention.metadata import MIN_CELLS, AttentionMetadata
 from ostinato.models import decode_step
 from ostinato.models.decode_step import Pieces, StepDecoder, eager_pieces
 
-HINT_ROWS, HINT_WIDTH, MIN_BLOCKS = 2, 3, 8
+HINT_ROWS, HINT_WIDTH, MIN_BLOCKS = 2, MIN_CELLS, 8
 
 Dims = Iterable[tuple[Tensor, int]]
 Cache = Tensor | tuple[Tensor, ...]

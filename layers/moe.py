@@ -68,7 +68,7 @@ def route(logits: Tensor, spec: RoutingSpec, top_k: int, correction_bias: Tensor
     weights = scores.gather(-1, ids)
     if spec.renormalise:
         weights = weights / weights.sum(-1, keepdim=True)
-    return ids, weights * spec.scale
+    return ids, weights
 
 
 def _one_row(

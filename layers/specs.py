@@ -140,7 +140,6 @@ class RoutingSpec:
     renormalise: bool = False
     correction_bias: bool = False
     bias: bool = False
-    scale: float = 1.0
 
 
 @dataclass(frozen=True)

@@ -175,6 +175,20 @@ def eager_pieces(decoder: StepDecoder) -> Pieces:
     return Pieces(layers=(layer,) * len(decoder.kinds))
 
 
+class MetaKinds(NamedTuple):
+    """What makes the metadata of one layer another's: its rotation, and on a decode step its window."""
+
+    distinct: tuple[tuple[int, int | None], ...]
+    of_layer: tuple[int, ...]
+    """For each layer its index in ``distinct``."""
+
+    @classmethod
+    def of(cls, layers: Sequence[tuple[int, int | None]]) -> MetaKinds:
+        """From the kind of each layer."""
+        distinct = tuple(dict.fromkeys(layers))
+        return cls(distinct, tuple(distinct.index(kind) for kind in layers))
+
+
 @dataclass(frozen=True)
 class StepModel:
     """A decoder with everything a step needs of it that is not an input."""
@@ -221,20 +235,17 @@ class StepModel:
         """From ids to the last layer's output; ``meta`` is completed with each layer's rotation and window."""
         x = self.decoder.embed_tokens(token_ids, positions)
         rotations = self.rope.at(positions)
-        metas: dict[tuple[int, int | None], AttentionMetadata] = {}
-        for key in dict.fromkeys(self._kinds_of_meta(meta)):
-            cos, sin = rotations[key[0]]
-            seen = within_window(meta, key[1], self.block_size) if key[1] else meta
-            metas[key] = seen._replace(cos=cos, sin=sin)
+        kinds = self._mixed_kinds if meta.cu_seqlens_q is not None else self._decode_kinds
+        metas = []
+        for rope, window in kinds.distinct:
+            cos, sin = rotations[rope]
+            seen = within_window(meta, window, self.block_size) if window else meta
+            metas.append(seen._replace(cos=cos, sin=sin))
         caches = self.decoder.caches_of_layers(self.kv_cache)
-        layers = zip(pieces.layers, self.decoder.layers, caches, self._kinds_of_meta(meta), strict=True)
-        for run, block, (k_cache, v_cache), key in layers:
-            x = run(block, x, k_cache, v_cache, metas[key])
+        layers = zip(pieces.layers, self.decoder.layers, caches, kinds.of_layer, strict=True)
+        for run, block, (k_cache, v_cache), kind in layers:
+            x = run(block, x, k_cache, v_cache, metas[kind])
         return x
-
-    def _kinds_of_meta(self, meta: AttentionMetadata) -> tuple[tuple[int, int | None], ...]:
-        """For each layer its rotation, and on a decode step its window: what makes its metadata another's."""
-        return self._mixed_kinds if meta.cu_seqlens_q is not None else self._decode_kinds
 
     @cached_property
     def block_size(self) -> int:
@@ -242,13 +253,13 @@ class StepModel:
         return self.kv_cache[0][0].shape[1]
 
     @cached_property
-    def _decode_kinds(self) -> tuple[tuple[int, int | None], ...]:
+    def _decode_kinds(self) -> MetaKinds:
         windows = [layer.attention.window for layer in self.decoder.kinds]
-        return tuple(zip(self.rope.of_layer, windows, strict=True))
+        return MetaKinds.of(list(zip(self.rope.of_layer, windows, strict=True)))
 
     @cached_property
-    def _mixed_kinds(self) -> tuple[tuple[int, int | None], ...]:
-        return tuple((rope, None) for rope in self.rope.of_layer)
+    def _mixed_kinds(self) -> MetaKinds:
+        return MetaKinds.of([(rope, None) for rope in self.rope.of_layer])
 
     def _sample(self, pieces: Pieces, x: Tensor, row_slot: Tensor, sampling: Sampling, inputs: SamplingInputs) -> None:
         logits = pieces.head(self.decoder, x)

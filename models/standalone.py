@@ -19,8 +19,8 @@ from ostinato.layers.norm import GemmaNorm
 from ostinato.models.checkpoint import read_config, resolve_model
 from ostinato.models.config_json import ConfigJson
 from ostinato.models.config_reads import watching
+from ostinato.models.config_report import Reads
 from ostinato.models.decoder import Decoder
-from ostinato.models.doctor.reads import Reads
 from ostinato.models.registry import architectures, family_for
 from ostinato.models.spec import ModelSpec
 from ostinato.models.weights.load import load_weights

@@ -202,6 +202,14 @@ def test_an_unsupported_architecture_is_a_problem(folder: Path) -> None:
     assert "architectures: expected one of" in row(done.stdout, "problem")
 
 
+def test_a_model_that_transformers_code_runs_is_sound_and_says_so(tmp_path: Path) -> None:
+    build("starcoder2", tmp_path)
+    done = doctor(tmp_path, "--against", "transformers")
+    assert done.exit_code == 0, done.stdout
+    assert "its own code runs the model" in done.stdout
+    assert "transformers' own code runs the model" in done.stdout
+
+
 # ------------------------------------------------------------------------------------------------------------- tensors
 
 

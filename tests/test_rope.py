@@ -147,6 +147,18 @@ def test_the_rotation_is_that_of_transformers(dtype: torch.dtype) -> None:
     torch.testing.assert_close(got, rotated_by_transformers(x, cos, sin).to(dtype))
 
 
+@pytest.mark.parametrize("rotary_dim", [16, 8])
+def test_neighbours_are_rotated_as_gpt_j_does(rotary_dim: int) -> None:
+    from transformers.models.gptj.modeling_gptj import apply_rotary_pos_emb
+
+    x = torch.randn(5, 3, 16, generator=torch.Generator().manual_seed(0))
+    cos, sin = (table[[0, 1, 7, 7, 99]] for table in rope_table(RopeSpec(1e4, rotary_dim), 100))
+    got = apply_rope(x, cos, sin, interleaved=True)
+    want = apply_rotary_pos_emb(x[None, ..., :rotary_dim], sin[None], cos[None])[0]
+    torch.testing.assert_close(got[..., :rotary_dim], want)
+    assert torch.equal(got[..., rotary_dim:], x[..., rotary_dim:])
+
+
 def test_what_lies_behind_the_rotary_dimensions_passes_through() -> None:
     x = torch.randn(4, 2, 16, generator=torch.Generator().manual_seed(0))
     cos, sin = (table[[3, 1, 4, 1]] for table in rope_table(RopeSpec(1e4, 12), 5))

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ostinato.errors import ModelLoadError
 from ostinato.models.spec import LayerSpec
 from ostinato.models.weights import stream
-from ostinato.models.weights.layouts import interleaved_halves, per_group_qkv, per_head_qkv
+from ostinato.models.weights.layouts import interleaved_halves, per_group_qkv
 from ostinato.models.weights.rules import OneOf, Rule, gate_rows, k_rows, q_rows, up_rows, v_rows
 from toy_weights import Shapes, State, layer_spec, load, model_of, numbered, save, status
 
@@ -75,8 +75,8 @@ def gpt_oss(tensor: Tensor, layer: LayerSpec) -> Tensor:
 
 
 LAYOUTS = [
-    (per_head_qkv, neox, layer_spec(4, 4), 36),
-    (per_head_qkv, neox, layer_spec(1, 1, 8), 24),
+    (per_group_qkv, neox, layer_spec(4, 4), 36),
+    (per_group_qkv, neox, layer_spec(1, 1, 8), 24),
     (per_group_qkv, falcon, layer_spec(6, 2, 4), 40),
     (per_group_qkv, falcon, layer_spec(4, 4), 36),
     (per_group_qkv, falcon, layer_spec(5, 1), 21),

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 MIN_CELLS = 3
-"""Of a narrowed table at least: two would equal the two rows that symbolic code is compiled with."""
+"""Of any block table at least, narrowed or whole: two would equal the two rows that symbolic code is compiled with."""
 
 
 class AttentionMetadata(NamedTuple):

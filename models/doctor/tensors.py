@@ -6,8 +6,6 @@ Reads headers only. Every list is whole; who shows it shortens it.
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,13 +14,8 @@ import torch
 from ostinato.models.families.family import Family
 from ostinato.models.spec import ModelSpec
 from ostinato.models.weights.entry import TensorEntry
-from ostinato.models.weights.plan import Plan, make_plan
+from ostinato.models.weights.plan import Misfit, Plan, make_plan
 from ostinato.models.weights.source import Source
-
-# The plan's lines about one tensor: "FILE: NAME: expected …, got …", without FILE for one that is missing.
-_ABOUT_A_TENSOR = re.compile(
-    r"(?:(?P<file>\S+): )?(?P<name>\S+): expected (?P<expected>.+), got (?P<got>.+)", re.DOTALL
-)
 
 
 @dataclass(frozen=True)
@@ -46,17 +39,6 @@ class FilesReport:
 
 
 @dataclass(frozen=True)
-class Misfit:
-    """A tensor that does not fit, and what the loader says of it; ``file`` is None for one that is in none."""
-
-    name: str
-    file: str | None
-    expected: str
-    got: str
-    line: str
-
-
-@dataclass(frozen=True)
 class FitReport:
     """What the loader would do with each tensor. ``others`` are its problems that are about no single tensor.
 
@@ -76,7 +58,7 @@ class FitReport:
     @property
     def problems(self) -> tuple[str, ...]:
         """A line for each."""
-        return (*(fault.line for fault in (*self.missing, *self.unexpected, *self.misshapen)), *self.others)
+        return (*(str(misfit) for misfit in (*self.missing, *self.unexpected, *self.misshapen)), *self.others)
 
 
 def survey(source: Source, folder: Path) -> FilesReport:
@@ -102,43 +84,23 @@ def fit(source: Source, family: Family, spec: ModelSpec) -> FitReport:
     """Plan the load and sort what does not fit."""
     with torch.device("meta"):
         decoder = family.build(spec)
-    named = list(decoder.named_parameters(remove_duplicate=False))
-    firsts = {id(parameter): name for name, parameter in reversed(named)}
-    shapes = {name: tuple(parameter.shape) for name, parameter in named}
-    plan = make_plan(shapes, {name: firsts[id(parameter)] for name, parameter in named}, family, spec, source)
-    missing, unexpected, misshapen, others = _sorted(line for line in plan.problems if line not in source.problems)
+    plan = make_plan(decoder, family, spec, source)
+
+    def of(kind: str) -> tuple[Misfit, ...]:
+        return tuple(misfit for misfit in plan.misfits if misfit.kind == kind)
+
     return FitReport(
-        num_parameters=sum(math.prod(shapes[name]) for name in firsts.values()),
-        matched=len(plan.copies) + len(plan.repeats) - len(misshapen),
-        missing=missing,
-        unexpected=unexpected,
-        misshapen=misshapen,
+        num_parameters=sum(parameter.numel() for parameter in decoder.parameters()),
+        matched=len(plan.copies) + len(plan.repeats) - len(of("misshapen")),
+        missing=of("missing"),
+        unexpected=of("unexpected"),
+        misshapen=of("misshapen"),
         ignored=plan.ignored,
         repeated=tuple(entry.name for entry, _ in plan.repeats),
         tied_head=_tied_head(plan, spec),
-        others=others,
+        others=plan.mistakes,
     )
 
 
 def _tied_head(plan: Plan, spec: ModelSpec) -> bool | None:
     return any(place.parameter == "embed.weight" for _, place in plan.repeats) if spec.tie_word_embeddings else None
-
-
-def _sorted(lines: Iterable[str]) -> tuple[tuple[Misfit, ...], tuple[Misfit, ...], tuple[Misfit, ...], tuple[str, ...]]:
-    """Missing, unexpected and misshapen (or of a dtype that is not read) tensors, and lines about anything else."""
-    missing, unexpected, misshapen, others = [], [], [], []
-    for line in lines:
-        about = _ABOUT_A_TENSOR.fullmatch(line)
-        if about is None:
-            others.append(line)
-            continue
-        misfit = Misfit(about["name"], about["file"], about["expected"], about["got"], line)
-        if misfit.got.startswith("no such tensor"):
-            missing.append(misfit)
-        elif misfit.file is None:
-            others.append(line)
-        elif misfit.expected.startswith(("no such tensor", "to be the only")):
-            unexpected.append(misfit)
-        else:
-            misshapen.append(misfit)
-    return tuple(missing), tuple(unexpected), tuple(misshapen), tuple(others)

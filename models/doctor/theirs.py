@@ -27,17 +27,18 @@ def load_theirs(folder: Path, spec: ModelSpec) -> nn.Module:
     """The model in fp32 on the CPU. ``ModelLoadError`` for whatever transformers says to it."""
     import transformers
 
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
+    from ostinato.models.transformers_backend.build import quiet
+
     try:
-        model: nn.Module = transformers.AutoModelForCausalLM.from_pretrained(
-            str(folder),
-            dtype=torch.float32,
-            attn_implementation=_attention_of(spec),
-            experts_implementation="eager",
-            local_files_only=True,
-            trust_remote_code=False,
-        )
+        with quiet():
+            model: nn.Module = transformers.AutoModelForCausalLM.from_pretrained(
+                str(folder),
+                dtype=torch.float32,
+                attn_implementation=_attention_of(spec),
+                experts_implementation="eager",
+                local_files_only=True,
+                trust_remote_code=False,
+            )
     except Exception as error:  # it may be any
         reason = str(error).strip().partition("\n")[0]
         raise ModelLoadError(f"{folder}: transformers cannot load it: {type(error).__name__}: {reason}") from error

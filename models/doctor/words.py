@@ -124,7 +124,6 @@ def _experts(spec: MoeSpec) -> Iterator[str]:
     details = [
         routing.score, *(["renormalised"] if routing.renormalise else []),
         *(["correction bias"] if routing.correction_bias else []),
-        *([f"times {routing.scale:g}"] if routing.scale != 1.0 else []),
     ]  # fmt: skip
     yield f"routing by {', '.join(details)}"
     if spec.bias:

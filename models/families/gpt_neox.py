@@ -6,20 +6,21 @@ from collections.abc import Mapping
 
 from ostinato.models.config_json import ConfigJson
 from ostinato.models.families.common import (
+    MAX_HEADS,
     MAX_HIDDEN,
     MAX_LAYERS,
     MAX_VOCABULARY,
     MAX_WIDTH,
     activation_name,
     dtype_name,
-    head_counts,
+    even_share,
     max_positions,
     refuse_quantised,
 )
 from ostinato.models.families.family import Family
 from ostinato.models.rope_json import rope_spec
 from ostinato.models.spec import AttentionSpec, FfnSpec, LayerSpec, ModelSpec, NormSpec
-from ostinato.models.weights.layouts import per_head_qkv
+from ostinato.models.weights.layouts import per_group_qkv
 from ostinato.models.weights.rules import Rule
 
 _LAYER = "gpt_neox.layers.{layer}"
@@ -29,7 +30,7 @@ RULES = (
     Rule("embed_out", "lm_head"),
     Rule(f"{_LAYER}.input_layernorm", "layers.{layer}.pre_attn_norm"),
     Rule(f"{_LAYER}.post_attention_layernorm", "layers.{layer}.pre_ffn_norm"),
-    Rule(f"{_LAYER}.attention.query_key_value", "layers.{layer}.attention.qkv", order=per_head_qkv),
+    Rule(f"{_LAYER}.attention.query_key_value", "layers.{layer}.attention.qkv", order=per_group_qkv),
     Rule(f"{_LAYER}.attention.dense", "layers.{layer}.attention.o"),
     Rule(f"{_LAYER}.mlp.dense_h_to_4h", "layers.{layer}.ffn.up"),
     Rule(f"{_LAYER}.mlp.dense_4h_to_h", "layers.{layer}.ffn.down"),
@@ -42,7 +43,8 @@ def gpt_neox_spec(values: Mapping[str, object]) -> ModelSpec:
     config = _with_common_names(ConfigJson(values))
     refuse_quantised(config)
     hidden_size = config.integer("hidden_size", 1, MAX_HIDDEN)
-    heads, _, head_dim = head_counts(ConfigJson({**config.values, "num_key_value_heads": None}), hidden_size)
+    heads = config.integer("num_attention_heads", 1, MAX_HEADS)
+    head_dim = even_share(config, "num_attention_heads", heads, hidden_size)
     rope = rope_spec(config, head_dim)
     bias = config.flag("attention_bias", True)
     attention = AttentionSpec(heads, heads, head_dim, head_dim**-0.5, rope, qkv_bias=bias, o_bias=bias)

@@ -14,16 +14,13 @@ from ostinato.models.spec import ModelSpec
 from ostinato.models.transformers_backend import attention, trial
 from ostinato.models.transformers_backend.build import first_line, quiet, read_hf_config
 from ostinato.models.transformers_backend.decoder import TransformersDecoder
+from ostinato.models.weights.load import raise_problems
 from ostinato.models.weights.source import open_source
-
-NAMES_SHOWN = 10
 
 
 def load(folder: Path, spec: ModelSpec, device: torch.device, dtype: torch.dtype) -> TransformersDecoder:
     """The model that ``spec`` describes; ``ModelLoadError`` names tensors that do not fit."""
-    problems = open_source(folder).problems
-    if problems:
-        _refuse(folder, problems)
+    raise_problems(folder, open_source(folder).problems)
     with quiet():
         model = _read(folder, spec, dtype).to(device).eval().requires_grad_(False)
         want = trial.reference_logits(model)
@@ -54,14 +51,8 @@ def _read(folder: Path, spec: ModelSpec, dtype: torch.dtype) -> Any:
         *(f"{name}: has another shape" for name in sorted(map(str, report.get("mismatched_keys", ())))),
         *map(str, report.get("error_msgs", ())),
     ]
-    if lines:
-        _refuse(folder, lines)
+    raise_problems(folder, lines)
     return model
-
-
-def _refuse(folder: Path, lines: Any) -> None:
-    shown = [*lines[:NAMES_SHOWN], *([f"... and {len(lines) - NAMES_SHOWN} more"] if len(lines) > NAMES_SHOWN else [])]
-    raise ModelLoadError(f"{folder}: the weights do not fit ({len(lines)} found):\n  " + "\n  ".join(shown))
 
 
 def _check(decoder: TransformersDecoder, want: torch.Tensor, device: torch.device, dtype: torch.dtype) -> None:

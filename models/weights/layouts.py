@@ -12,16 +12,11 @@ from ostinato.models.weights.rules import Order
 
 
 def per_group_qkv(layer: LayerSpec) -> Order:
-    """One group per key head, in it its query heads, the key head and the value head (Falcon's new decoder)."""
+    """One group per key head: its query heads, the key head, the value head (Falcon; GPT-NeoX, a group per head)."""
     kv_heads, head_dim = layer.attention.num_kv_heads, layer.attention.head_dim
     q_size, kv_size = layer.attention.q_size, layer.attention.kv_size
     parts = _numbers(q_size + 2 * kv_size).split([q_size, kv_size, kv_size])
     return torch.cat([part.view(kv_heads, -1, head_dim) for part in parts], dim=1).flatten()
-
-
-def per_head_qkv(layer: LayerSpec) -> Order:
-    """For each head its query, key and value rows (GPT-NeoX, Falcon-RW); there are as many key heads as query heads."""
-    return _numbers(3 * layer.attention.q_size).view(3, -1, layer.attention.head_dim).transpose(0, 1).flatten()
 
 
 def interleaved_halves(layer: LayerSpec) -> Order:

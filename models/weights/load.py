@@ -9,6 +9,7 @@ family's rules.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -63,17 +64,13 @@ def load_weights(
     """
     began = time.perf_counter()
     source = open_source(folder)
-    named = list(model.named_parameters(remove_duplicate=False))
-    firsts = {id(parameter): name for name, parameter in reversed(named)}
-    shapes = {name: tuple(parameter.shape) for name, parameter in named}
-    aliases = {name: firsts[id(parameter)] for name, parameter in named}
-    plan = make_plan(shapes, aliases, family, spec, source)
-    _raise_problems(folder, plan.problems)
+    plan = make_plan(model, family, spec, source)
+    raise_problems(folder, plan.problems)
     with torch.inference_mode(False), torch.no_grad():
         parameters = _allocate(model, torch.device(device), dtype)
         _make_buffers(model, torch.device(device))
         fill(parameters, plan, progress)
-    owned = [parameters[name] for name in firsts.values()]
+    owned = list(model.parameters())
     return LoadReport(
         num_parameters=sum(parameter.numel() for parameter in owned),
         parameter_bytes=sum(parameter.nbytes for parameter in owned),
@@ -83,7 +80,8 @@ def load_weights(
     )
 
 
-def _raise_problems(folder: Path, problems: tuple[str, ...]) -> None:
+def raise_problems(folder: Path, problems: Sequence[str]) -> None:
+    """One ``ModelLoadError`` for all ``problems``, the first of them shown; nothing where there are none."""
     if not problems:
         return
     lines = [line if len(line) <= LINE_SHOWN else line[:LINE_SHOWN] + "..." for line in problems[:PROBLEMS_SHOWN]]

@@ -7,8 +7,10 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from typing import Literal
 
 import torch
+from torch import nn
 
 from ostinato.models.families.family import Family
 from ostinato.models.spec import ModelSpec
@@ -20,53 +22,89 @@ Copy = tuple[TensorEntry, Placement]
 
 
 @dataclass(frozen=True)
+class Misfit:
+    """A tensor that does not fit; its text is the line that says so. ``file`` is None for one that is in none.
+
+    ``misshapen`` are those of a dtype that is not read, too.
+    """
+
+    kind: Literal["missing", "unexpected", "misshapen"]
+    name: str
+    file: str | None
+    expected: str
+    got: str
+
+    def __str__(self) -> str:
+        where = f"{self.file}: " if self.file is not None else ""
+        return f"{where}{self.name}: expected {self.expected}, got {self.got}"
+
+
+@dataclass(frozen=True)
 class Plan:
     """``copies`` fill every parameter exactly once, in the order of the files.
 
     ``repeats`` are further copies of a tied tensor, which must hold the same values; ``ignored`` are tensors that the
-    family knows and does not need; ``problems`` has a line for each tensor or file that does not fit.
+    family knows and does not need. What is wrong: ``defects`` of the files, ``mistakes`` of the family, and tensors.
     """
 
     copies: tuple[Copy, ...]
     repeats: tuple[Copy, ...]
     ignored: tuple[str, ...]
-    problems: tuple[str, ...]
+    defects: tuple[str, ...]
+    mistakes: tuple[str, ...]
+    misfits: tuple[Misfit, ...]
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """A line for each thing that is wrong."""
+        return (*self.defects, *self.mistakes, *map(str, self.misfits))
 
 
-def make_plan(shapes: Shapes, aliases: Mapping[str, str], family: Family, spec: ModelSpec, source: Source) -> Plan:
-    """``shapes`` are those of all parameters; ``aliases`` give each parameter's first name (a tied one has two)."""
+def make_plan(model: nn.Module, family: Family, spec: ModelSpec, source: Source) -> Plan:
+    """How ``source`` fills the parameters of ``model``; those that are one object (a tied head) are filled once."""
+    named = list(model.named_parameters(remove_duplicate=False))
+    firsts = {id(parameter): name for name, parameter in reversed(named)}
+    shapes = {name: tuple(parameter.shape) for name, parameter in named}
+    aliases = {name: firsts[id(parameter)] for name, parameter in named}
     tensors, collisions = _renamed(source, family)
     expected = placements(family.rules, spec.layers, shapes, tensors)
     expected = {name: replace(place, parameter=aliases[place.parameter]) for name, place in expected.items()}
     alike = _by_place(expected)
-    problems = [*source.problems, *collisions, *_family_mistakes(shapes, aliases, expected, alike, family)]
+    misfits = collisions
     copies: list[Copy] = []
     repeats: list[Copy] = []
     for names in alike:
         found = [(tensors[name], expected[name]) for name in names if name in tensors]
-        problems += [line for entry, place in found if (line := _misfit(entry, place.shape(shapes[place.parameter])))]
+        misfits += [bad for entry, place in found if (bad := _misfit(entry, place.shape(shapes[place.parameter])))]
         copies += found[:1]
         repeats += found[1:]
         if not found and not source.problems:  # with a broken file or index, that is why
-            problems.append(_missing(names[0], expected[names[0]], shapes, source))
+            misfits.append(_missing(names[0], expected[names[0]], shapes, source))
     others = {name: entry for name, entry in tensors.items() if name not in expected}
     ignored = {name for name in others if any(fnmatchcase(name, each) for each in family.ignored)}
-    problems += [_unwanted(entry) for name, entry in others.items() if name not in ignored]
+    misfits += [_unwanted(entry) for name, entry in others.items() if name not in ignored]
     copies.sort(key=lambda copy: (copy[0].path, copy[0].offset))
-    return Plan(tuple(copies), tuple(repeats), tuple(sorted(others[name].name for name in ignored)), tuple(problems))
+    return Plan(
+        copies=tuple(copies),
+        repeats=tuple(repeats),
+        ignored=tuple(sorted(others[name].name for name in ignored)),
+        defects=source.problems,
+        mistakes=tuple(_family_mistakes(shapes, aliases, expected, alike, family)),
+        misfits=tuple(misfits),
+    )
 
 
-def _renamed(source: Source, family: Family) -> tuple[dict[str, TensorEntry], list[str]]:
-    """The files' tensors by the names that the rules speak of; a line for each that gets a name already taken."""
+def _renamed(source: Source, family: Family) -> tuple[dict[str, TensorEntry], list[Misfit]]:
+    """The files' tensors by the names that the rules speak of, and those that get a name already taken."""
     tensors: dict[str, TensorEntry] = {}
-    collisions = []
+    collisions: list[Misfit] = []
     for entry in source.tensors.values():
         name = entry.name
         for pattern, replacement in family.renames:
             name = re.sub(pattern, replacement, name)
         if (first := tensors.setdefault(name, entry)) is not entry:
             also = f"{first.name} in {first.path.name} too"
-            collisions.append(f"{entry.path.name}: {entry.name}: expected to be the only {name}, got {also}")
+            collisions.append(Misfit("unexpected", entry.name, entry.path.name, f"to be the only {name}", also))
     return tensors, collisions
 
 
@@ -112,21 +150,22 @@ def _bad_orders(shapes: Shapes, expected: Mapping[str, Placement]) -> list[str]:
     ]
 
 
-def _misfit(entry: TensorEntry, shape: tuple[int, ...]) -> str | None:
+def _misfit(entry: TensorEntry, shape: tuple[int, ...]) -> Misfit | None:
     if entry.dtype not in ITEM_SIZES:
         wanted, got = f"one of {', '.join(ITEM_SIZES)}", entry.dtype
     elif entry.shape != shape:
         wanted, got = str(list(shape)), str(list(entry.shape))
     else:
         return None
-    return f"{entry.path.name}: {entry.name}: expected {wanted}, got {got}"
+    return Misfit("misshapen", entry.name, entry.path.name, wanted, got)
 
 
-def _missing(name: str, place: Placement, shapes: Shapes, source: Source) -> str:
+def _missing(name: str, place: Placement, shapes: Shapes, source: Source) -> Misfit:
     where = source.files[0] if len(source.files) == 1 else f"any of {len(source.files)} files"
     shape = list(place.shape(shapes[place.parameter]))
-    return f"{name}: expected {shape} for {place}, got no such tensor in {where}"
+    return Misfit("missing", name, None, f"{shape} for {place}", f"no such tensor in {where}")
 
 
-def _unwanted(entry: TensorEntry) -> str:
-    return f"{entry.path.name}: {entry.name}: expected no such tensor, got {entry.dtype} {list(entry.shape)}"
+def _unwanted(entry: TensorEntry) -> Misfit:
+    got = f"{entry.dtype} {list(entry.shape)}"
+    return Misfit("unexpected", entry.name, entry.path.name, "no such tensor", got)
