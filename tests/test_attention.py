@@ -13,7 +13,7 @@ from ostinato.layers.attention import decode
 from ostinato.layers.attention import varlen as varlen_module
 from ostinato.layers.attention.decode import decode_attention
 from ostinato.layers.attention.metadata import AttentionMetadata, within_window
-from ostinato.layers.attention.module import write_pages
+from ostinato.layers.attention.paged import write_pages
 from ostinato.layers.attention.scoring import Scoring
 from ostinato.layers.attention.varlen import varlen_attention
 

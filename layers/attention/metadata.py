@@ -7,6 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ostinato.layers.attention.backend import AttentionBackend
+
 MIN_CELLS = 3
 """Of any block table at least, narrowed or whole: two would equal the two rows that symbolic code is compiled with."""
 
@@ -31,6 +33,12 @@ class AttentionMetadata(NamedTuple):
     """``[rows + 1] int32``: row ``r`` owns tokens ``cu_seqlens_q[r] : cu_seqlens_q[r + 1]``; None on a decode step."""
     table_start: Tensor | None = None
     """``[rows] int64``: which of a row's blocks the first cell of ``block_table`` is; None: the first. Decode only."""
+    backend: AttentionBackend = AttentionBackend.TORCH
+    """Who attends."""
+    host: Tensor | None = None
+    """``[3] int64`` on the CPU, of a varlen step: most new tokens of a row, longest context, 1 if a row has cached
+    tokens. For opaque operators, which read it without a sync; None in a captured step, where nothing may depend on it.
+    """
 
 
 def within_window(meta: AttentionMetadata, window: int, block_size: int) -> AttentionMetadata:

@@ -6,10 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from ostinato.layers.alibi import alibi_slopes
-from ostinato.layers.attention.decode import decode_attention
 from ostinato.layers.attention.metadata import AttentionMetadata
+from ostinato.layers.attention.paged import write_and_attend
 from ostinato.layers.attention.scoring import Scoring
-from ostinato.layers.attention.varlen import varlen_attention
 from ostinato.layers.linear import Linear
 from ostinato.layers.norm import make_norm
 from ostinato.layers.rope import apply_rope
@@ -45,17 +44,8 @@ class Attention(nn.Module):
         if spec.rope is not None and meta.cos is not None and meta.sin is not None:
             q = apply_rope(q, meta.cos, meta.sin, interleaved=spec.rope.interleaved)
             k = apply_rope(k, meta.cos, meta.sin, interleaved=spec.rope.interleaved)
-        write_pages(k_cache, k, meta.slot_mapping)
-        write_pages(v_cache, v, meta.slot_mapping)
         scoring = Scoring(spec.scale, spec.window or 0, spec.softcap or 0.0, self.slopes, self.sinks)
-        if meta.cu_seqlens_q is None:
-            attended = decode_attention(
-                q, k_cache, v_cache, meta.block_table, meta.context_lens, scoring, meta.table_start
-            )
-        else:
-            attended = varlen_attention(
-                q, k_cache, v_cache, meta.block_table, meta.context_lens, meta.cu_seqlens_q, *scoring
-            )
+        attended = write_and_attend(q, k, v, k_cache, v_cache, meta, scoring)
         out: Tensor = self.o(attended.flatten(1))
         return out
 
@@ -73,7 +63,3 @@ class Attention(nn.Module):
             q, k = self.q_norm(q), self.k_norm(k)
         return q, k, v
 
-
-def write_pages(cache: Tensor, new: Tensor, slot_mapping: Tensor) -> None:
-    """Write ``new [tokens, num_kv_heads, head_dim]`` at ``slot_mapping [tokens] int64`` of ``cache``, in place."""
-    cache.view(-1, *cache.shape[2:]).index_copy_(0, slot_mapping, new)

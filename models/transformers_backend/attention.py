@@ -14,11 +14,9 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
-from ostinato.layers.attention.decode import decode_attention
 from ostinato.layers.attention.metadata import AttentionMetadata
-from ostinato.layers.attention.module import write_pages
+from ostinato.layers.attention.paged import write_and_attend
 from ostinato.layers.attention.scoring import Scoring
-from ostinato.layers.attention.varlen import varlen_attention
 
 NAME = "ostinato_paged"
 HELD_AS = "ostinato_step"
@@ -80,17 +78,9 @@ def paged_attention(
     if meta is None:
         raise RuntimeError("attention outside of a step")
     q, k, v = (each[0].transpose(0, 1) for each in (query, key, value))
-    write_pages(k_cache, k.to(k_cache.dtype), meta.slot_mapping)
-    write_pages(v_cache, v.to(v_cache.dtype), meta.slot_mapping)
-    q = q.to(k_cache.dtype).contiguous()
-    if meta.cu_seqlens_q is None:
-        whole = Scoring(scoring.scale, scoring.window, scoring.softcap, None, s_aux)
-        attended = decode_attention(q, k_cache, v_cache, meta.block_table, meta.context_lens, whole)
-    else:
-        attended = varlen_attention(
-            q, k_cache, v_cache, meta.block_table, meta.context_lens, meta.cu_seqlens_q,
-            scoring.scale, scoring.window, scoring.softcap, None, s_aux,
-        )  # fmt: skip
+    k, v = (each.to(k_cache.dtype) for each in (k, v))
+    whole = Scoring(scoring.scale, scoring.window, scoring.softcap, None, s_aux)
+    attended = write_and_attend(q.to(k_cache.dtype).contiguous(), k, v, k_cache, v_cache, meta, whole)
     return attended.to(query.dtype).unsqueeze(0), None
 
 
