@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 TORCH_INDEX ?=
 PYTEST_ARGS ?=
+TEST_WORKERS ?= $(shell nproc 2>/dev/null | awk '{print $$1 < 4 ? $$1 : 4}')
 BENCH_ARGS ?=
 
 BIN := $(VENV)/bin
@@ -23,21 +24,24 @@ STAMP := $(VENV)/.installed-$(PYVERSION)-$(KEY)
 TORCH := $(shell grep '^torch==' constraints.txt)
 TORCH_FROM := $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX),-c constraints.txt)
 
-.PHONY: help setup demo test lint style types format wheel gpu-check bench clean
+.PHONY: help setup demo test kernels lint style types format wheel gpu-check bench clean
 
 help:
 	@echo 'make demo       text from the model that ships with ostinato; needs no GPU'
 	@echo 'make test       the tests                    PYTEST_ARGS="-k scheduler -x"'
+	@echo 'make kernels    compile every Triton kernel for GPUs of three generations; needs none'
 	@echo 'make lint       ruff, and mypy --strict on the package as it is installed'
 	@echo 'make format     let ruff rewrite the code'
 	@echo 'make wheel      dist/ostinato-*.whl'
-	@echo 'make gpu-check  the tests that need a CUDA device; fails where there is none'
+	@echo 'make gpu-check  the tests that need a CUDA device, then speed against targets; fails where there is none'
+	@echo '                                         GPU_CHECK_ARGS="--only decode" GPU_CHECK_TESTS=no'
 	@echo 'make bench      the benchmarks               BENCH_ARGS="--only decode"'
 	@echo 'make clean      remove $(VENV), builds and caches'
 	@echo
 	@echo 'Each of them first installs what it needs into $(VENV), torch included. Variables:'
 	@echo '  PYTHON=python3.12   the Python to make $(VENV) with (3.11 or newer); another version makes it anew'
 	@echo '  VENV=.venv          where to put it'
+	@echo '  TEST_WORKERS=2      processes that share the tests; 0: one, with all threads'
 	@echo '  TORCH_INDEX=URL     where to get torch from when it is installed first: a CPU-only build, say, which is a tenth'
 	@echo '                      of the size. https://pytorch.org/get-started/locally/ lists the addresses'
 	@echo 'gpu-check uses PYTHON itself when that already has a torch that sees a CUDA device: nothing is downloaded.'
@@ -57,8 +61,13 @@ $(STAMP):
 demo: setup
 	$(BIN)/ostinato generate demo "def read_lines(path):" --execution eager --temperature 0.7 --top-p 0.9 --seed 4 --max-tokens 128
 
+# A worker has one thread: they share the cores. A file's tests stay together, since they share their engines.
 test: setup
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile $(PYTEST_ARGS)
+
+# Without a GPU: the compilers for it are part of Triton.
+kernels: setup
+	$(BIN)/python -m ostinato.layers.kernels.build --against tests/kernels/resources.json
 
 lint: style types
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 EXECUTIONS = ("graph", "compile", "eager", "emulate")
 DTYPES = ("auto", "bfloat16", "float16", "float32")
 MODEL_IMPLS = ("auto", "ostinato", "transformers")
+ATTENTION_BACKENDS = ("auto", "triton", "flash", "torch")
 _UNITS = {"": 1, "b": 1} | {f"{p}{i}b": (1024 if i else 1000) ** n for n, p in enumerate("kmgt", 1) for i in ("i", "")}
 
 
@@ -35,11 +36,17 @@ class EngineConfig:
     dtype: ``"auto"`` (the checkpoint's own), ``"bfloat16"``, ``"float16"``, ``"float32"``, or a ``torch.dtype``.
     max_num_seqs: requests that run at once. max_num_batched_tokens: tokens of one step, prompts' and decodes' together.
     max_model_len: tokens of one request, prompt and output; None takes the checkpoint's, as far as memory goes.
-    block_size: tokens of one KV block. kv_cache_memory: bytes (an int, or ``"2GiB"``); None is the smaller of what
-    ``max_num_seqs`` requests of ``max_model_len`` tokens need and a quarter of the free memory.
+    block_size: tokens of one KV block; ``"auto"`` takes what the attention backend likes best.
+    kv_cache_memory: bytes (an int, or ``"2GiB"``); None is the smaller of what ``max_num_seqs`` requests of
+    ``max_model_len`` tokens need and a quarter of the free memory.
     enable_prefix_caching: requests share the KV blocks of equal prompt beginnings.
     execution: ``"graph"`` (compiled, captured, replayed), ``"compile"``, ``"eager"``, or ``"emulate"`` (eager, through
     emulated graphs). capture_sizes: batch sizes that get a graph; None takes 1 to 16, then steps of 8.
+    prefill_capture_sizes: token counts that get a graph for steps with prompts, padded to them: the first token of a
+    short prompt comes sooner; None takes 16 to 256 on a GPU with our kernels, else none.
+    attention_backend: ``"triton"`` (our kernels), ``"flash"`` (flash-attn), ``"torch"``, or ``"auto"``: on a GPU the
+    first usable of flash, triton, torch; on a CPU torch. What cannot be used is named, and the next one taken.
+    debug: raise where a promise breaks after warm-up (something compiled, captured, or moved), not only count it.
     seed: of the requests that bring none. model_impl: whose code the model is: ``"ostinato"``'s, ``"transformers"``'
     own over our KV cache, or ``"auto"``: the first that knows the architecture.
     """
@@ -51,11 +58,14 @@ class EngineConfig:
     max_num_seqs: int
     max_model_len: int | None
     max_num_batched_tokens: int
-    block_size: int
+    block_size: int | None
     kv_cache_memory: int | None
     enable_prefix_caching: bool
     execution: str
     capture_sizes: tuple[int, ...] | None
+    prefill_capture_sizes: tuple[int, ...] | None
+    attention_backend: str
+    debug: bool
     seed: int
     model_impl: str
 
@@ -69,11 +79,14 @@ class EngineConfig:
         max_num_seqs: int = 16,
         max_model_len: int | None = None,
         max_num_batched_tokens: int = 2048,
-        block_size: int = 16,
+        block_size: int | str = "auto",
         kv_cache_memory: int | str | None = None,
         enable_prefix_caching: bool = True,
         execution: str = "graph",
         capture_sizes: Sequence[int] | None = None,
+        prefill_capture_sizes: Sequence[int] | None = None,
+        attention_backend: str = "auto",
+        debug: bool = False,
         seed: int = 0,
         model_impl: str = "auto",
         **unknown: object,
@@ -88,11 +101,16 @@ class EngineConfig:
             "max_num_seqs": _integer("max_num_seqs", max_num_seqs, 1, 4096),
             "max_model_len": _integer_or_none("max_model_len", max_model_len, 2, 1 << 30),
             "max_num_batched_tokens": _integer("max_num_batched_tokens", max_num_batched_tokens, 1, 1 << 24),
-            "block_size": _integer("block_size", block_size, 1, 4096),
+            "block_size": None if block_size == "auto" else _integer("block_size", block_size, 1, 4096),
             "kv_cache_memory": _bytes_or_none("kv_cache_memory", kv_cache_memory),
             "enable_prefix_caching": _flag("enable_prefix_caching", enable_prefix_caching),
             "execution": _choice("execution", execution, EXECUTIONS),
-            "capture_sizes": _sizes(capture_sizes, max_num_seqs),
+            "capture_sizes": _sizes("capture_sizes", capture_sizes, "max_num_seqs", max_num_seqs),
+            "prefill_capture_sizes": _sizes(
+                "prefill_capture_sizes", prefill_capture_sizes, "max_num_batched_tokens", max_num_batched_tokens
+            ),
+            "attention_backend": _choice("attention_backend", attention_backend, ATTENTION_BACKENDS),
+            "debug": _flag("debug", debug),
             "seed": _integer("seed", seed, -(1 << 63), (1 << 64) - 1),
             "model_impl": _choice("model_impl", model_impl, MODEL_IMPLS),
         }
@@ -172,10 +190,13 @@ def _bytes_or_none(name: str, value: object) -> int | None:
     return _integer(name, number, 1, 1 << 60)
 
 
-def _sizes(value: Sequence[int] | None, max_num_seqs: object) -> tuple[int, ...] | None:
+def _sizes(name: str, value: Sequence[int] | None, of_most: str, most: object) -> tuple[int, ...] | None:
+    """Sizes up to ``most``, which is the option ``of_most``."""
     if value is None:
         return None
-    if isinstance(value, str | bytes) or not hasattr(value, "__len__") or len(value) == 0:
-        raise ConfigError(f"capture_sizes: expected batch sizes, as in [1, 2, 4, 8], got {value!r}")
-    top = _integer("max_num_seqs", max_num_seqs, 1, 4096)
-    return tuple(_integer("capture_sizes", size, 1, top) for size in value)
+    if isinstance(value, str | bytes) or not hasattr(value, "__len__"):
+        raise ConfigError(f"{name}: expected sizes, as in [1, 2, 4, 8], got {value!r}")
+    if len(value) == 0 and name == "capture_sizes":
+        raise ConfigError(f"{name}: expected sizes, as in [1, 2, 4, 8], got {value!r}")
+    top = _integer(of_most, most, 1, 1 << 24)
+    return tuple(_integer(name, size, 1, top) for size in value)

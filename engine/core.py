@@ -15,9 +15,10 @@ from ostinato.layers.errors import EngineDead, OstinatoError
 from ostinato.output_processor import OutputProcessor
 from ostinato.plan import Plan
 from ostinato.request import Request, RequestStatus
-from ostinato.runner import ModelRunner
+from ostinato.runner import Flight, ModelRunner
 from ostinato.scheduler import Scheduler
 from ostinato.stats import Stats
+from ostinato.step import Step
 
 
 class StepFault(OstinatoError):
@@ -31,8 +32,10 @@ class EngineCore:
         self.plan = plan
         self.runner = runner
         self.closed = False
+        self._at_work: Step | None = None  # the step being launched or brought in
         self._live: dict[int, Request] = {}  # requests that have not ended, or whose end was not delivered yet
         self._processors: dict[int, OutputProcessor] = {}
+        self._flights: deque[tuple[Step, Flight]] = deque()  # launched steps, oldest first
         self._dropped: deque[Request] = deque()  # of streams that nobody holds any more; ended before the next step
         self._new_scheduler()
 
@@ -56,17 +59,20 @@ class EngineCore:
         return self._processors.pop(request.request_id)
 
     def step(self) -> None:
-        """One step of everything that runs. A fault in it ends the requests of that step and is raised."""
+        """Launch what can be launched, then bring in the oldest step. A fault ends its step's requests, and raises.
+
+        Where the device works on its own, the step after the oldest is on its way before the oldest is waited for.
+        """
         self.check_alive()
         self.end_dropped()
         self._deliver()  # what an interrupted step left
-        step = None
+        self._at_work = None
         try:
-            step = self.scheduler.next_step()
-            if step is None:
-                return
-            self.scheduler.commit(step, self.runner.execute(step))
+            self._launch_ahead()
+            if self._flights:
+                self._bring_in()
         except BaseException as error:
+            step = self._at_work
             self._recover()
             if step is None or not isinstance(error, Exception):
                 raise  # an interrupt ends its caller's requests; those of others go on
@@ -76,6 +82,19 @@ class EngineCore:
             self._deliver()
             raise fault from error
         self._deliver()
+
+    def _launch_ahead(self) -> None:
+        while (step := self.scheduler.next_step()) is not None:
+            self._at_work = step
+            flight = self.runner.launch(step)
+            self.scheduler.launch(step)
+            self._flights.append((step, flight))
+
+    def _bring_in(self) -> None:
+        self._at_work, flight = self._flights[0]
+        tokens = self.runner.collect(flight)
+        self._flights.popleft()
+        self.scheduler.commit(self._at_work, tokens)
 
     def abort(self, requests: Iterable[Request]) -> None:
         """End requests that have not ended, and let go of all of them."""
@@ -121,10 +140,12 @@ class EngineCore:
         An interrupt may strike between any two lines of the scheduler, so books that do not balance are written anew:
         every request that has not ended goes back to waiting, in order, and its blocks are computed again.
         """
-        self.runner.drop_step()
+        self._flights.clear()
+        self.runner.drop_steps()
         try:
+            self.scheduler.drop_in_flight()
             self.scheduler.check()
-        except RuntimeError:
+        except Exception:
             self._new_scheduler()
             for request in sorted(self._live.values(), key=lambda request: request.request_id):
                 if request.status is not RequestStatus.FINISHED:
@@ -133,9 +154,15 @@ class EngineCore:
 
     def _new_scheduler(self) -> None:
         config, plan = self.plan.config, self.plan
-        self.pool = BlockPool(plan.num_blocks, config.block_size, config.enable_prefix_caching)
+        self._flights.clear()
+        self.pool = BlockPool(plan.num_blocks, plan.block_size, config.enable_prefix_caching)
         self.scheduler = Scheduler(
-            self.pool, config.max_num_seqs, config.max_num_batched_tokens, plan.max_model_len, plan.window
+            self.pool,
+            config.max_num_seqs,
+            config.max_num_batched_tokens,
+            plan.max_model_len,
+            plan.window,
+            self.runner.max_in_flight,
         )
 
     def _deliver(self) -> None:
@@ -162,16 +189,16 @@ class EngineCore:
         self.end_dropped()
         runner, pool, scheduler = self.runner, self.pool, self.scheduler
         counts = runner.counts
-        replays = runner.graphs.replays if runner.graphs is not None else {}
-        reason = runner.fallback_reason
         return Stats(
             steps=counts["steps"],
             mixed_steps=counts["mixed_steps"],
             tokens_computed=counts["tokens_computed"],
             tokens_generated=counts["tokens_generated"],
-            replays={size: count for size, count in replays.items() if count},
+            replays=runner.replays,
+            prefill_replays=runner.prefill_replays,
             padding_rows=counts["padding_rows"],
-            eager_fallbacks={reason: counts["eager_fallbacks"]} if reason else {},
+            eager_fallbacks=runner.fallbacks,
+            eager_breaks=runner.breaks,
             preemptions=scheduler.num_preemptions,
             prefix_queries=pool.queries,
             prefix_hits=pool.hits,
@@ -181,8 +208,9 @@ class EngineCore:
             blocks_used=pool.num_used,
             requests_running=scheduler.num_running,
             requests_waiting=scheduler.num_waiting,
-            compiles=runner.pieces.compiles,
-            captures=runner.graphs.captures if runner.graphs is not None else 0,
+            compiles=runner.compiles,
+            captures=runner.captures,
+            graph_bytes=runner.stream.graph_bytes(),
             compiles_after_warmup=runner.late_compiles,
             captures_after_warmup=runner.late_captures,
         )

@@ -23,6 +23,7 @@ from ostinato.generation_defaults import GenerationDefaults
 from ostinato.graphs.toolchain import toolchain_prepared
 from ostinato.layers.errors import ParamError, PromptTooLong
 from ostinato.load import load_decoder
+from ostinato.memory import MemoryUse
 from ostinato.models.checkpoint import eos_token_ids, read_config, read_generation_config
 from ostinato.outputs import RequestOutput, StreamDelta
 from ostinato.plan import Plan
@@ -131,6 +132,13 @@ class LLM:
         """The counters now."""
         with self._lock:
             return self._core.stats()
+
+    @property
+    def memory(self) -> MemoryUse:
+        """What the engine holds on its device, in bytes, measured at start-up where the device counts them."""
+        with self._lock:
+            self._core.check_alive()
+            return self._core.runner.memory
 
     def reset_prefix_cache(self) -> None:
         """Forget every cached prefix that no running request holds."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import psutil
@@ -9,6 +10,32 @@ import torch
 
 CGROUP = Path("/sys/fs/cgroup")
 """Where Linux shows a process the control group it lives in, and its limits."""
+
+
+@dataclass(frozen=True)
+class MemoryUse:
+    """Bytes of one engine on its device, by what they are for. Prints one a line."""
+
+    weights: int
+    kv_cache: int
+    """Null block included: what the caller gave, or the plan took."""
+    activations: int | None
+    """Peak of the largest step, logits included, measured; None on a CPU, where nobody counts."""
+    logits: int
+    """Of a full batch, in the model's dtype."""
+    graphs: int
+    """Pool of the captured graphs, measured; 0 on a CPU."""
+
+    @property
+    def total(self) -> int:
+        """All of it; logits are part of the activations."""
+        return self.weights + self.kv_cache + (self.activations or 0) + self.graphs
+
+    def __str__(self) -> str:
+        """One a line."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        shown = {name: "not measured" if value is None else format_bytes(value) for name, value in values.items()}
+        return "\n".join(f"{name:<12} {value}" for name, value in shown.items())
 
 
 def free_bytes(device: torch.device) -> int:

@@ -10,8 +10,10 @@ from pathlib import Path
 
 import torch
 
+from ostinato.attention_choice import Attention, choose_attention
 from ostinato.config import EngineConfig
 from ostinato.graphs.buckets import check_sizes, default_sizes
+from ostinato.layers.attention.backend import AttentionBackend
 from ostinato.layers.attention.metadata import MIN_CELLS
 from ostinato.layers.errors import ConfigError
 from ostinato.memory import format_bytes, free_bytes
@@ -19,6 +21,9 @@ from ostinato.models.checkpoint import read_config, resolve_model
 from ostinato.models.implementation import describe
 from ostinato.models.spec import ModelSpec
 from ostinato.window import blocks_behind, blocks_for, blocks_to_progress, most_blocks
+
+PREFILL_SIZES = (16, 32, 64, 128, 256)
+"""Token counts of captured steps with prompts, where the caller names none."""
 
 
 @dataclass(frozen=True)
@@ -35,10 +40,13 @@ class Plan:
     device: torch.device
     dtype: torch.dtype
     num_threads: int
+    attention: Attention
+    block_size: int
     max_model_len: int
     window: int | None
     num_blocks: int
     capture_sizes: tuple[int, ...]
+    prefill_capture_sizes: tuple[int, ...]
     num_parameters: int
     weight_bytes: int
     kv_bytes_per_token: int
@@ -48,7 +56,7 @@ class Plan:
     @property
     def block_bytes(self) -> int:
         """Bytes of one KV block over all layers."""
-        return self.kv_bytes_per_token * self.config.block_size
+        return self.kv_bytes_per_token * self.block_size
 
     @property
     def kv_cache_bytes(self) -> int:
@@ -58,7 +66,7 @@ class Plan:
     @property
     def table_width(self) -> int:
         """Cells of one request's block table."""
-        return max(MIN_CELLS, blocks_for(self.max_model_len, self.config.block_size))
+        return max(MIN_CELLS, blocks_for(self.max_model_len, self.block_size))
 
     @property
     def backend(self) -> str:
@@ -69,6 +77,16 @@ class Plan:
         return "emulated" if execution == "emulate" else execution
 
     @property
+    def captures(self) -> bool:
+        """Whether steps are graphs."""
+        return self.backend in ("cuda", "host", "emulated")
+
+    @property
+    def max_in_flight(self) -> int:
+        """Steps launched before the first of them has given its tokens: on a GPU the next one waits for nobody."""
+        return 2 if self.device.type == "cuda" else 1
+
+    @property
     def compiles(self) -> bool:
         """Whether the step's pieces are compiled."""
         return self.backend in ("cuda", "host", "compile")
@@ -76,10 +94,12 @@ class Plan:
     def rows(self) -> list[tuple[str, str]]:
         """The plan as (name, value) pairs, in reading order."""
         config, spec = self.config, self.spec
-        kv_tokens = (self.num_blocks - 1) * config.block_size
+        kv_tokens = (self.num_blocks - 1) * self.block_size
         sizes = self.capture_sizes
         shown = ", ".join(map(str, sizes if len(sizes) <= 8 else (*sizes[:3], "…", *sizes[-2:])))
-        graphs = f"{len(sizes)} batch sizes: {shown}" if self.backend in ("cuda", "host", "emulated") else "none"
+        graphs = f"{len(sizes)} batch sizes: {shown}" if self.captures else "none"
+        if self.captures and self.prefill_capture_sizes:
+            graphs += f"; prompts of up to {', '.join(map(str, self.prefill_capture_sizes))} tokens"
         layer, kinds = spec.layers[0].attention, len(set(spec.layers))
         return [
             ("model", f"{spec.architecture} from {self.folder}"),
@@ -96,13 +116,14 @@ class Plan:
             ("device", str(self.device) + (f", {self.num_threads} threads" if self.device.type == "cpu" else "")),
             ("execution", f"{config.execution} ({self.backend} backend)"),
             *([("compiled", self._compiled())] if self.compiles else []),
+            ("attention", f"{self.attention.backend.value} ({self.attention.reason})"),
             ("graphs", graphs),
             ("max_model_len", f"{self.max_model_len:,} tokens"),
             ("max_num_seqs", f"{config.max_num_seqs:,} requests"),
             ("max_num_batched_tokens", f"{config.max_num_batched_tokens:,} tokens a step"),
             (
                 "KV cache",
-                f"{format_bytes(self.kv_cache_bytes)}: {self.num_blocks - 1:,} blocks of {config.block_size} = "
+                f"{format_bytes(self.kv_cache_bytes)}: {self.num_blocks - 1:,} blocks of {self.block_size} = "
                 f"{kv_tokens:,} tokens, {self.kv_bytes_per_token:,} bytes each",
             ),
             ("prefix caching", "on" if config.enable_prefix_caching else "off"),
@@ -140,11 +161,13 @@ def make_plan(config: EngineConfig) -> Plan:
     kv_bytes_per_token = spec.kv_elements_per_token * dtype.itemsize
     free = max(0, free_bytes(device) - weight_bytes)
     max_model_len = _asked_length(config, spec)
-    window = _window(spec, max_model_len, config.block_size)
-    num_blocks = _num_blocks(config, max_model_len, window, kv_bytes_per_token, free)
-    block_bytes = kv_bytes_per_token * config.block_size
-    max_model_len, notes = _fit_length(config, max_model_len, window, num_blocks, block_bytes)
-    window = _window(spec, max_model_len, config.block_size)
+    attention = choose_attention(config.attention_backend, device, dtype)
+    block_size = config.block_size or attention.block_size
+    window = _window(spec, max_model_len, block_size)
+    num_blocks = _num_blocks(config, block_size, max_model_len, window, kv_bytes_per_token, free, device)
+    block_bytes = kv_bytes_per_token * block_size
+    max_model_len, notes = _fit_length(config, block_size, max_model_len, window, num_blocks, block_bytes)
+    window = _window(spec, max_model_len, block_size)
     if window is not None:
         notes = (f"KV blocks behind the last {window:,} tokens of a request are given back", *notes)
     sizes = config.capture_sizes
@@ -156,10 +179,13 @@ def make_plan(config: EngineConfig) -> Plan:
         device=device,
         dtype=dtype,
         num_threads=torch.get_num_threads(),
+        attention=attention,
+        block_size=block_size,
         max_model_len=max_model_len,
         window=window,
         num_blocks=num_blocks,
         capture_sizes=default_sizes(config.max_num_seqs) if sizes is None else check_sizes(sizes, config.max_num_seqs),
+        prefill_capture_sizes=_prefill_sizes(config, device, attention),
         num_parameters=described.num_parameters,
         weight_bytes=weight_bytes,
         kv_bytes_per_token=kv_bytes_per_token,
@@ -185,14 +211,29 @@ def _window(spec: ModelSpec, max_model_len: int, block_size: int) -> int | None:
     return widest if blocks_behind(max_model_len - 2, widest, block_size) else None
 
 
+def _prefill_sizes(config: EngineConfig, device: torch.device, attention: Attention) -> tuple[int, ...]:
+    """Token counts of captured steps with prompts; only kernels that ask the host nothing can be captured."""
+    if config.prefill_capture_sizes is not None:
+        return tuple(sorted({max(2, size) for size in config.prefill_capture_sizes}))
+    kernels = device.type == "cuda" and attention.backend is not AttentionBackend.TORCH
+    return tuple(size for size in PREFILL_SIZES if kernels and size <= config.max_num_batched_tokens)
+
+
 def _num_blocks(
-    config: EngineConfig, max_model_len: int, window: int | None, kv_bytes_per_token: int, free: int
+    config: EngineConfig,
+    block_size: int,
+    max_model_len: int,
+    window: int | None,
+    kv_bytes_per_token: int,
+    free: int,
+    device: torch.device,
 ) -> int:
     """Blocks with the null block: all that ``kv_cache_memory`` holds, or as many as all requests could ever use."""
-    block_bytes = kv_bytes_per_token * config.block_size
-    wanted = config.max_num_seqs * blocks_for(max_model_len, config.block_size)
+    block_bytes = kv_bytes_per_token * block_size
+    wanted = config.max_num_seqs * blocks_for(max_model_len, block_size)
     if window is not None:
-        at_once = most_blocks(config.max_num_seqs, config.max_num_batched_tokens, window, config.block_size)
+        in_flight = config.max_num_batched_tokens * (2 if device.type == "cuda" else 1)
+        at_once = most_blocks(config.max_num_seqs, in_flight, window, block_size)
         wanted = min(wanted, at_once)
     if config.kv_cache_memory is not None:
         if config.kv_cache_memory > free:
@@ -205,16 +246,16 @@ def _num_blocks(
 
 
 def _fit_length(
-    config: EngineConfig, max_model_len: int, window: int | None, num_blocks: int, block_bytes: int
+    config: EngineConfig, block_size: int, max_model_len: int, window: int | None, num_blocks: int, block_bytes: int
 ) -> tuple[int, tuple[str, ...]]:
     """The length that one request can get from ``num_blocks``; the last token's KV is never stored."""
 
     def needed(length: int) -> int:
-        return (blocks_to_progress(length - 1, window, config.block_size) + 1) * block_bytes
+        return (blocks_to_progress(length - 1, window, block_size) + 1) * block_bytes
 
     if needed(max_model_len) <= num_blocks * block_bytes:
         return max_model_len, ()
-    longest = (num_blocks - 1) * config.block_size + 1
+    longest = (num_blocks - 1) * block_size + 1
 
     have = f"{format_bytes(num_blocks * block_bytes)} ({num_blocks} blocks of {format_bytes(block_bytes)})"
     if config.max_model_len is not None or longest < 2:

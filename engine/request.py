@@ -8,11 +8,15 @@ one yields the next token. Ownership, as intervals over ``token_ids`` (n = len(t
     [0, num_computed_tokens)        KV filled, through block_ids; full blocks of it may be shared and are never written
     [num_computed_tokens, n)        still to compute, into blocks that are this request's alone
 
+Steps may be in flight: launched, their tokens not seen yet. Such a step computes [num_computed_tokens,
+num_scheduled_tokens), and ``num_pending`` tokens beyond n exist on the device alone: the request *will have*
+``num_tokens`` = n + num_pending. Without steps in flight num_scheduled_tokens = num_computed_tokens, num_pending = 0.
+
 Under a sliding window of W tokens [0, num_computed_tokens - W + 1) is seen by nobody again: cells of ``block_ids`` that
 lie in it as a whole are 0, the null block, and what they held is given back. Other cells are never 0.
 
 At admission ``num_computed_tokens`` is what the prefix index held; there is always at least one token still to compute,
-so the KV of the last token of all is never written.
+so the KV of the last token of all is never needed (a step in flight when the request ends may write it).
 """
 
 from __future__ import annotations
@@ -53,6 +57,8 @@ class Request:
     max_length: int = field(init=False)
     token_ids: list[int] = field(init=False)
     num_computed_tokens: int = field(default=0, init=False)
+    num_scheduled_tokens: int = field(default=0, init=False)
+    num_pending: int = field(default=0, init=False)
     num_cached_tokens: int = field(default=-1, init=False)
     block_ids: list[int] = field(default_factory=list, init=False)
     digests: list[bytes] = field(default_factory=list, init=False)
@@ -71,14 +77,24 @@ class Request:
     def restart(self) -> None:
         """Back to waiting with nothing held or computed: the books it was in are gone, its tokens stay."""
         self.status = RequestStatus.WAITING
-        self.num_computed_tokens = 0
+        self.num_computed_tokens = self.num_scheduled_tokens = self.num_pending = 0
         self.block_ids = []
         self.row_slot = self.admission = -1
 
     @property
+    def num_tokens(self) -> int:
+        """Tokens it has, those of steps in flight included."""
+        return len(self.token_ids) + self.num_pending
+
+    @property
     def num_generated(self) -> int:
-        """Tokens generated so far."""
+        """Tokens generated so far, as far as they are known."""
         return len(self.token_ids) - self.num_prompt_tokens
+
+    @property
+    def num_drawn(self) -> int:
+        """Tokens generated so far, those of steps in flight included: the index of the next one."""
+        return self.num_tokens - self.num_prompt_tokens
 
     @property
     def output_token_ids(self) -> list[int]:

@@ -1,155 +1,214 @@
-"""Runs steps: packs them, replays a graph or calls the compiled pieces, and brings the tokens back.
+"""Runs steps: packs them, launches a graph or the compiled pieces, and brings the tokens back when they are there.
 
-Owns the model, the KV cache, the buffers and the graphs. Knows nothing of queues, text or who asked. Everything runs
-under ``neutral_state``. Four backends do the same arithmetic: captured graphs of compiled pieces ("cuda", "host"),
-compiled pieces without graphs ("compile"), plain functions ("eager"), and plain functions recorded ("emulated").
+Owns the model, the KV cache, the buffers, the graphs and the device's stream. Knows nothing of queues, text or who
+asked. Everything runs under ``neutral_state``. Four backends do the same arithmetic: captured graphs of compiled pieces
+("cuda", "host"), compiled pieces without graphs ("compile"), plain functions ("eager"), and plain functions recorded
+("emulated").
+
+A step is launched and collected: on a GPU the next one is packed and launched before the tokens of the last are on the
+host. One launch is one submission to the stream: inputs over, the step, its tokens back.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ostinato.embedding import embed
+from ostinato.graphs.addresses import AddressRegistry
 from ostinato.graphs.ambient import neutral_state
-from ostinato.graphs.compiled import trace_failure
 from ostinato.graphs.graph_set import GraphSet
-from ostinato.graphs.toolchain import ToolchainPreparation, cpp_compiler_problem, toolchain_failure
-from ostinato.layers.errors import EngineDead
-from ostinato.models.decode_step import Sampling, StepDecoder, StepModel, rope_of
+from ostinato.graphs.streams import DeviceStream, Event, stream_of
+from ostinato.graphs.toolchain import ToolchainPreparation
+from ostinato.layers.attention.backend import AttentionBackend
+from ostinato.layers.errors import CaptureError, EngineDead
+from ostinato.layers.kernels.compiled_count import compiled_kernels
+from ostinato.memory import MemoryUse
+from ostinato.models.decode_step import StepDecoder, StepModel
 from ostinato.models.decoder import KVCache
-from ostinato.models.kv_cache import allocate_kv_cache, zero_null_block
+from ostinato.models.kv_cache import allocate_kv_cache
+from ostinato.models.rope_tables import rope_of
+from ostinato.models.step_inputs import Sampling
 from ostinato.plan import Plan
 from ostinato.step import Step
-from ostinato.step_buffers import StepBuffers
-from ostinato.step_pieces import HINT_ROWS, HINT_WIDTH, MIN_BLOCKS, StepPieces
+from ostinato.step_buffers import PackedStep, StepBuffers
+from ostinato.step_pieces import MIN_BLOCKS, StepPieces
+from ostinato.warm_up import Progress, WarmUp, usable_backend
 
-Progress = Callable[..., None]
-"""Told what start-up is doing now, and the fraction done where that is known."""
+PREFILL_ROWS = 8
+"""Rows that a captured step with prompts samples at most."""
+
+
+@dataclass(frozen=True)
+class Flight:
+    """A launched step: ``tokens [rows that sample] int64`` on the host hold what it sampled once ``done``."""
+
+    tokens: Tensor
+    done: Event
 
 
 class ModelRunner:
     """One model on one device, ready to run steps once ``warm_up`` returned."""
 
-    def __init__(self, plan: Plan, decoder: StepDecoder) -> None:
+    def __init__(self, plan: Plan, decoder: StepDecoder, stream: DeviceStream | None = None) -> None:
+        """``stream``: where the work goes, by default one of the plan's device."""
         config = plan.config
         self.plan = plan
-        self.backend, self.fallback_reason = _usable_backend(plan)
+        self.backend, self.fallback_reason = usable_backend(plan)
+        self.stream = stream or stream_of(plan.device, emulate=self.backend == "emulated")
+        self.kernels = plan.attention.backend is not AttentionBackend.TORCH
+        self.kinds = (Sampling.GREEDY, Sampling.FILTERED) if self.kernels else tuple(Sampling)
         self.counts: Counter[str] = Counter()
         with self._neutral():
             self.buffers = StepBuffers(
                 config.max_num_seqs,
                 config.max_num_batched_tokens,
-                config.block_size,
+                plan.block_size,
                 plan.table_width,
-                plan.device,
+                self.stream,
                 fixed_width=self.backend in ("cuda", "emulated"),
+                kinds=self.kinds,
             )
             num_blocks = max(plan.num_blocks, MIN_BLOCKS)
-            kv_cache = allocate_kv_cache(plan.spec, num_blocks, config.block_size, plan.dtype, plan.device)
+            kv_cache = allocate_kv_cache(plan.spec, num_blocks, plan.block_size, plan.dtype, plan.device)
             rope = rope_of(decoder, plan.max_model_len, plan.device)
-        self.pieces = StepPieces(decoder, config.max_num_seqs, compiled=plan.compiles and self.fallback_reason is None)
+            self._results = [self.stream.staging(8 * config.max_num_seqs).view(torch.int64) for _ in range(2)]
+        self.width = plan.table_width
+        """Cells of the block table that a host graph reads in its next replay; others read the whole table."""
+        self._launches = 0
+        self.pieces = self.new_pieces(decoder, compiled=plan.compiles and self.fallback_reason is None)
         self.graphs: GraphSet[Sampling] | None = None
-        if self.backend in ("cuda", "host", "emulated"):
-            self.graphs = GraphSet(plan.capture_sizes, self.backend, plan.device)
-        self._model: StepModel | None = StepModel(decoder, rope, kv_cache, self.buffers.state)
+        self.prefill_graphs: GraphSet[Sampling] | None = None
+        if plan.captures and self.fallback_reason is None:
+            self.graphs = GraphSet(plan.capture_sizes, self.stream)
+            self.prefill_graphs = GraphSet(plan.prefill_capture_sizes, self.stream)
+        self._model: StepModel | None = StepModel(decoder, rope, kv_cache, self.buffers.state, plan.attention.backend)
+        self.activation_bytes: int | None = None
+        self.addresses = AddressRegistry(self._named_tensors)
         self._warm_compiles = self._warm_captures = 0
         self._threads_differ = False
 
     @property
+    def max_in_flight(self) -> int:
+        """Steps that may be launched before the first of them is collected."""
+        return 1 if self.stream.shares_memory else 2
+
+    @property
     def kv_cache(self) -> KVCache:
         """The pages, per layer."""
-        return self._open_model.kv_cache
+        return self.open_model.kv_cache
+
+    @property
+    def captures(self) -> int:
+        """Captured graphs so far."""
+        return sum(graphs.captures for graphs in (self.graphs, self.prefill_graphs) if graphs is not None)
+
+    @property
+    def compiles(self) -> int:
+        """Compiled pieces and kernels so far."""
+        return self.pieces.compiles + (compiled_kernels() if self.kernels else 0)
 
     @property
     def late_compiles(self) -> int:
         """Compilations after ``warm_up``: a broken promise if not 0."""
-        return self.pieces.compiles - self._warm_compiles
+        return self.compiles - self._warm_compiles
 
     @property
     def late_captures(self) -> int:
         """Captures after ``warm_up``: a broken promise if not 0."""
-        return (self.graphs.captures if self.graphs else 0) - self._warm_captures
+        return self.captures - self._warm_captures
 
-    def warm_up(self, progress: Progress = lambda _: None, toolchain: ToolchainPreparation | None = None) -> None:
+    @property
+    def memory(self) -> MemoryUse:
+        """What the engine holds on its device."""
+        plan = self.plan
+        logits = plan.config.max_num_seqs * plan.spec.vocab_size * plan.dtype.itemsize
+        graphs = self.stream.graph_bytes()
+        return MemoryUse(plan.weight_bytes, plan.kv_cache_bytes, self.activation_bytes, logits, graphs)
+
+    @property
+    def replays(self) -> dict[int, int]:
+        """Replays per batch size, sizes without one left out."""
+        return _counted(self.graphs)
+
+    @property
+    def prefill_replays(self) -> dict[int, int]:
+        """Replays of steps with prompts, per token count."""
+        return _counted(self.prefill_graphs)
+
+    @property
+    def breaks(self) -> tuple[str, ...]:
+        """Functions around which graphs are split."""
+        return self.graphs.breaks if self.graphs is not None else ()
+
+    @property
+    def fallbacks(self) -> dict[str, int]:
+        """Steps that ran as they should not, per reason."""
+        fallbacks = {self.fallback_reason: self.counts["eager_fallbacks"]} if self.fallback_reason else {}
+        if self.graphs is not None and self.graphs.dropped:
+            sizes = ", ".join(map(str, sorted(self.graphs.dropped)))
+            fallbacks[f"no memory for graphs of batch sizes {sizes}"] = self.counts["without_graph"]
+        return fallbacks
+
+    def new_pieces(self, decoder: StepDecoder, *, compiled: bool) -> StepPieces:
+        """The functions of a step for this device, each of which its first call compiles."""
+        on_gpu = self.plan.device.type == "cuda"
+        rows = self.plan.config.max_num_seqs
+        return StepPieces(decoder, rows, compiled=compiled, on_gpu=on_gpu, kernels=self.kernels)
+
+    def warm_up(self, progress: Progress = lambda *_: None, toolchain: ToolchainPreparation | None = None) -> None:
         """Compile every piece for every class of shapes, then capture every graph; afterwards nothing is compiled."""
         with self._neutral():
-            if self.pieces.compiled:
-                self._compile_or_fall_back(progress, toolchain)
-            if self.graphs is not None:
-                captures, doing = (
-                    len(self.graphs.sizes) * len(Sampling),
-                    f"capturing {len(self.graphs.sizes)} batch sizes",
-                )
-                self.graphs.capture_all(Sampling, self._step_of, lambda done: progress(doing, done / captures))
-            zero_null_block(self.kv_cache)
-        self._warm_compiles = self.pieces.compiles
-        self._warm_captures = self.graphs.captures if self.graphs else 0
+            WarmUp(self, progress).run(toolchain)
+        self._warm_compiles, self._warm_captures = self.compiles, self.captures
 
-    def _compile_or_fall_back(self, progress: Progress, toolchain: ToolchainPreparation | None) -> None:
-        """Compile; where the C++ compiler, or code that is not ours, is not up to it, go on without and count it."""
-        try:
-            try:
-                self._compile(progress)
-            except Exception:
-                if toolchain is None or not toolchain.trust_failed():
-                    raise
-                self._compile(progress)
-        except Exception as error:
-            if (problem := toolchain_failure(error)) is not None:
-                reason = _report_eager(f"the C++ compiler fails: {problem}")
-            elif self.plan.model_impl == "transformers" and (problem := trace_failure(error)) is not None:
-                reason = _report_eager(f"torch.compile does not take transformers' code: {problem}", advice="")
-            else:
-                raise
-            self.backend, self.fallback_reason = "eager", reason
-            self.pieces = StepPieces(self._open_model.decoder, self.plan.config.max_num_seqs, compiled=False)
-            self.graphs = None
-
-    def _compile(self, progress: Progress) -> None:
-        """Run every piece once per class of shapes, on padding."""
-        for rows in (HINT_ROWS, 1) if self.plan.config.max_num_seqs > 1 else (1,):
-            for sampling in Sampling:
-                progress(f"compiling decode, batch {'1' if rows == 1 else '2 and up'}, {sampling.value}")
-                self._decode(rows, sampling, HINT_WIDTH)
-        progress("compiling prompts")
-        self._mixed(HINT_ROWS, HINT_WIDTH, samples=0, sampling=Sampling.GREEDY)
-
-    def execute(self, step: Step) -> list[int]:
-        """Run ``step``; the sampled token of each of its ``sample_rows``, -1 where logits were not finite."""
-        samples, buffers = len(step.sample_rows), self.buffers
+    def launch(self, step: Step) -> Flight:
+        """Queue ``step`` on the device; returns at once where the device works on its own."""
         with self._neutral():
             if self.pieces.lost:
                 self._compile_again()
-            if step.is_decode:
-                buffers.pack_decode(step)
-                self._run_decode(samples)
-            else:
-                num_tokens = buffers.pack_mixed(step)
-                self._mixed(num_tokens, buffers.width, samples, buffers.sampling)
-                self.counts["mixed_steps"] += 1
-            tokens: list[int] = buffers.state.out[:samples].tolist()
-        buffers.note_sampled(step)
+            if self.plan.config.debug:
+                self._check_promises()
+            size = self._prefill_size(step)
+            packed = self.buffers.pack(step, size or 0)
+            work = self._work(packed, size)
+            self._launches += 1
+            tokens = self._results[self._launches % len(self._results)][: packed.rows]
+            out = self.buffers.state.out[: packed.rows]
+
+            def run() -> None:
+                packed.upload()
+                work()
+                tokens.copy_(out, non_blocking=True)
+
+            done = self.stream.submit(run)
+        self.buffers.launched(step, packed, done)
         self._count(step)
+        return Flight(tokens, done)
+
+    def collect(self, flight: Flight) -> list[int]:
+        """The tokens that a launched step sampled, -1 where logits were not finite; waits for them."""
+        flight.done.wait()
+        tokens: list[int] = flight.tokens.tolist()
         return tokens
 
-    def _compile_again(self) -> None:
-        """The host reset Dynamo: compile anew, on padding, as at warm-up; counted as late."""
-        self.buffers.forget()
-        self.pieces.compile_again()
-        self._compile(lambda *_: None)
+    def execute(self, step: Step) -> list[int]:
+        """``launch``, then ``collect``."""
+        return self.collect(self.launch(step))
 
     def embed(self, prompts: Sequence[Sequence[int]], pooling: str, normalize: bool) -> Tensor:
         """A vector per prompt: see ``embedding.embed``."""
         plan = self.plan
         with self._neutral():
             return embed(
-                self._open_model.decoder,
+                self.open_model.decoder,
                 prompts,
                 pooling,
                 normalize,
@@ -159,55 +218,109 @@ class ModelRunner:
                 plan.max_model_len,
             )
 
-    def drop_step(self) -> None:
-        """The step handed to ``execute`` did not end well: what it left on the device counts for nothing."""
-        self.buffers.forget()
+    def drop_steps(self) -> None:
+        """Steps that were launched, or about to be, did not end well: nothing they left on the device counts."""
+        with self._neutral():
+            self.buffers.forget()
 
     def close(self) -> None:
         """Free graphs, KV cache and the hold on the model."""
-        if self.graphs is not None:
-            self.graphs.close()
+        self.stream.synchronize()
+        for graphs in (self.graphs, self.prefill_graphs):
+            if graphs is not None:
+                graphs.close()
         self._model = None
-        if self.plan.device.type == "cuda":
-            torch.cuda.empty_cache()
+        self.stream.close()
 
     @property
-    def _open_model(self) -> StepModel:
+    def open_model(self) -> StepModel:
+        """The model with its cache; ``EngineDead`` after ``close``."""
         if self._model is None:
             raise EngineDead("the engine is closed")
         return self._model
 
-    def _neutral(self) -> contextlib.AbstractContextManager[None]:
-        return neutral_state(self.plan.device.type)
+    # One step's work.
 
-    def _run_decode(self, rows: int) -> None:
-        if self.graphs is None:
-            self._decode(rows, self.buffers.sampling, self.buffers.width)
-        else:
-            size = self.graphs.replay(rows, self.buffers.sampling)
-            self.counts["padding_rows"] += size - rows
+    def _work(self, packed: PackedStep, prefill_size: int | None) -> Callable[[], None]:
+        """What to submit for a packed step, with all that it depends on bound now: it may run later."""
+        if packed.tokens:
+            return self._mixed_work(packed, prefill_size)
+        rows, sampling = packed.rows, packed.sampling
+        size = self.graphs.size_for(rows) if self.graphs is not None else None
+        if self.graphs is None or size is None:
+            if self.graphs is not None:
+                self.counts["without_graph"] += 1
+            return functools.partial(self.run_decode, rows, sampling, packed.width)
+        self.counts["padding_rows"] += size - rows
+        return functools.partial(self._replay, self.graphs, size, sampling, packed.width)
 
-    def _step_of(self, rows: int, sampling: Sampling) -> Callable[[], None]:
-        """The step that a graph captures; its table is as wide as the buffers say when it runs."""
-        return lambda: self._decode(rows, sampling, self.buffers.width)
+    def _replay(self, graphs: GraphSet[Sampling], size: int, sampling: Sampling, width: int) -> None:
+        self.width = width
+        graphs.replay(size, sampling)
 
-    def _decode(self, rows: int, sampling: Sampling, width: int) -> None:
+    def _mixed_work(self, packed: PackedStep, prefill_size: int | None) -> Callable[[], None]:
+        self.counts["mixed_steps"] += 1
+        sampling = packed.sampling
+        if self.prefill_graphs is not None and prefill_size is not None:
+            return functools.partial(self.prefill_graphs.replay, prefill_size, sampling)
+        return functools.partial(self.run_mixed, packed.tokens, packed.width, packed.rows, sampling, packed.host)
+
+    def run_decode(self, rows: int, sampling: Sampling, width: int) -> None:
+        """Run a decode step's pieces on what the static inputs hold."""
         buffers = self.buffers
         inputs = buffers.sampling_inputs(rows)
-        self._open_model.decode(self.pieces.for_rows(rows), buffers.row_inputs(rows), width, sampling, inputs)
+        self.open_model.decode(self.pieces.for_rows(rows), buffers.row_inputs(rows), width, sampling, inputs)
 
-    def _mixed(self, tokens: int, width: int, samples: int, sampling: Sampling) -> None:
+    def run_mixed(self, tokens: int, width: int, rows: int, sampling: Sampling, host: Tensor | None) -> None:
+        """Run a mixed step's pieces on what the static inputs hold; ``rows`` sample."""
         buffers = self.buffers
-        self._open_model.mixed(
+        self.open_model.mixed(
             self.pieces.for_tokens,
-            self.pieces.for_rows(samples),
-            buffers.token_inputs(tokens),
+            self.pieces.for_rows(rows),
+            buffers.token_inputs(tokens, host),
             width,
-            buffers.sample_at(samples),
-            buffers.sample_slot(samples),
+            buffers.sample_at(rows),
+            buffers.sample_slot(rows),
             sampling,
-            buffers.sampling_inputs(samples),
+            buffers.sampling_inputs(rows),
         )
+
+    @property
+    def prefill_rows(self) -> int:
+        """Rows that a captured step with prompts samples."""
+        return min(PREFILL_ROWS, self.plan.config.max_num_seqs)
+
+    def _prefill_size(self, step: Step) -> int | None:
+        """The captured size that serves a step with prompts; None where none does, or it samples nothing."""
+        if self.prefill_graphs is None or step.is_decode or not 0 < len(step.sample_rows) <= self.prefill_rows:
+            return None
+        return self.prefill_graphs.size_for(max(2, step.num_tokens))
+
+    # What is watched.
+
+    def _compile_again(self) -> None:
+        """The host reset Dynamo: compile anew, on padding, as at warm-up; counted as late."""
+        self.buffers.forget()
+        self.pieces.compile_again()
+        WarmUp(self, lambda *_: None).compile()
+
+    def _named_tensors(self) -> dict[str, Tensor]:
+        """Everything that graphs read or write by address."""
+        model = self.open_model
+        named = {
+            f"kv_cache.{i}.{'kv'[j]}": pages for i, pair in enumerate(model.kv_cache) for j, pages in enumerate(pair)
+        }
+        named |= {f"inputs.{name}": tensor for name, tensor in self.buffers.named_tensors().items()}
+        if isinstance(model.decoder, torch.nn.Module):
+            named |= {f"weights.{name}": p for name, p in model.decoder.named_parameters()}
+        return named
+
+    def _check_promises(self) -> None:
+        """Debug mode: nothing that graphs hold has moved, and nothing was compiled or captured since warm-up."""
+        if self.graphs is not None and self.captures:
+            self.addresses.check()
+        if self.late_compiles or self.late_captures:
+            raise CaptureError(f"after warm-up {self.late_compiles} compilations and {self.late_captures} captures")
 
     def _count(self, step: Step) -> None:
         counts = self.counts
@@ -227,19 +340,9 @@ class ModelRunner:
             text = f"torch.set_num_threads({now}) after the engine was made: its compiled code keeps {then} threads"
             warnings.warn(text, RuntimeWarning, stacklevel=2)
 
-
-def _usable_backend(plan: Plan) -> tuple[str, str | None]:
-    """The plan's backend, or "eager" with the reason where Inductor has no C++ compiler to work with."""
-    if plan.device.type != "cpu" or not plan.compiles:
-        return plan.backend, None
-    problem = cpp_compiler_problem()
-    if problem is None:
-        return plan.backend, None
-    return "eager", _report_eager(f"no C++ compiler: {problem}")
+    def _neutral(self) -> contextlib.AbstractContextManager[None]:
+        return neutral_state(self.plan.device.type)
 
 
-def _report_eager(reason: str, advice: str = "Install g++ or clang++ (and Python's headers), or set CXX; ") -> str:
-    """Warn that nothing is compiled, and why; returns ``reason``."""
-    text = f"ostinato runs uncompiled, several times slower: {reason}. {advice}execution='eager' silences this."
-    warnings.warn(text, RuntimeWarning, stacklevel=2)
-    return reason
+def _counted(graphs: GraphSet[Sampling] | None) -> dict[int, int]:
+    return {size: count for size, count in graphs.replays.items() if count} if graphs is not None else {}

@@ -8,28 +8,37 @@ One idea: there is no prefill and no decode. A request has tokens it has not com
 request some of them within a budget, and `commit` takes note that they were computed. A step that failed is dropped by
 not committing it: `next_step` changes nothing about what is computed.
 
+Steps may be launched ahead: after `launch` the next step may be asked for although the tokens of the last one are not
+known yet. Every request is then taken to go on; one that turns out to have ended has a row too many in the steps in
+flight, whose token `commit` ignores. What such a row reads or writes does no harm: steps run in the order of their
+launch, so whoever gets its blocks or its slot writes them later. A request that the steps in flight bring to its
+``max_length`` gets no further row. Nobody is preempted while steps are in flight: `next_step` returns None, and after
+their `commit` the next call sees what is left.
+
 * ``running`` followed by ``waiting`` is in order of submission: who is preempted returns to the front of ``waiting``.
 * A running request holds blocks for all tokens it has, taken at admission; it asks for another one only where a new
   token crosses a block boundary, and then the newest request gives way: the oldest always progresses.
 * With a ``window`` it holds the blocks of ``[c - window + 1, c + n)`` only, c tokens computed and n given. It takes
   them as it is given tokens, at least one and as many as there are blocks for; `commit` gives back those left behind.
 * A request is admitted into what the budget leaves once all others are served, and the budget is at least one token
-  for each: so at most the newest has a chunk cut short, and every running request has a row in every step. (If blocks
-  cut it short then none is left to admit another.)
+  for each: so at most the newest has a chunk cut short, and every running request has a row in every step, but for
+  those that end in flight. (If blocks cut it short then none is left to admit another.) Only when steps in flight were
+  dropped may older requests leave nothing for the newest, for some steps.
 * A request is taken only if it fits into the empty pool, so the first in line is admitted once nothing runs.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from ostinato.block_pool import NULL_BLOCK, ROOT, BlockPool, extend_chain
 from ostinato.layers.errors import ConfigError, NonFiniteLogits, OstinatoError, OutOfBlocks, ParamError, PromptTooLong
 from ostinato.outputs import FinishReason, StopReason
 from ostinato.request import Request, RequestStatus, ending
+from ostinato.scheduler_invariants import problems
 from ostinato.step import Step
-from ostinato.window import blocks_behind, blocks_for, blocks_to_progress, most_blocks
+from ostinato.window import blocks_behind, blocks_for, blocks_to_progress
 
 RUNNING = RequestStatus.RUNNING
 
@@ -37,8 +46,8 @@ RUNNING = RequestStatus.RUNNING
 class Scheduler:
     """Decides the steps of at most ``max_num_seqs`` running requests, ``max_num_batched_tokens`` tokens a step.
 
-    ``window``: tokens that the widest layer sees, None if one sees all. Raises ConfigError if a step could not hold one
-    token of every running request.
+    ``window``: tokens that the widest layer sees, None if one sees all. ``max_in_flight``: steps that may be launched
+    and not committed. Raises ConfigError if a step could not hold one token of every running request.
     """
 
     def __init__(
@@ -48,6 +57,7 @@ class Scheduler:
         max_num_batched_tokens: int,
         max_model_len: int,
         window: int | None = None,
+        max_in_flight: int = 1,
     ) -> None:
         if max_num_batched_tokens < max_num_seqs:
             limits = f"max_num_batched_tokens is {max_num_batched_tokens:,}, max_num_seqs {max_num_seqs:,}"
@@ -57,13 +67,14 @@ class Scheduler:
         self.max_num_batched_tokens = max_num_batched_tokens
         self.max_model_len = max_model_len
         self.window = window
-        self._most_held = 0 if window is None else most_blocks(1, max_num_batched_tokens, window, pool.block_size)
+        self.max_in_flight = max_in_flight
         self.num_preemptions = 0
         self.waiting: deque[Request] = deque()
         self.running: list[Request] = []  # oldest first
         self._free_slots = list(range(max_num_seqs - 1, -1, -1))  # a stack
         self._num_admissions = 0
-        self._pending: Step | None = None  # the step handed out and not committed yet
+        self._handed_out: Step | None = None  # neither launched nor committed yet
+        self.in_flight: deque[Step] = deque()  # launched, oldest first
         self._refused: tuple[Request, int] | None = None  # who did not fit, and the pool's version then
 
     @property
@@ -104,55 +115,100 @@ class Scheduler:
     def next_step(self) -> Step | None:
         """The next tokens of every running request, then newly admitted ones; None when there is nothing to do.
 
-        Replaces a step that was not committed: it counts as never executed.
+        Replaces a step that was neither launched nor committed: it counts as never executed. With steps in flight, None
+        may also mean that what follows depends on their tokens.
         """
-        if self.window is None:
-            self._extend_tables()
-        else:
-            self._extend_windows()
+        self._handed_out = None
+        if len(self.in_flight) == self.max_in_flight:
+            return None
+        if not (self._extend_tables() if self.window is None else self._extend_windows()):
+            return None
         decodes: list[Request] = []
         chunks: list[Request] = []
         for request in self.running:
-            (decodes if len(request.token_ids) - request.num_computed_tokens == 1 else chunks).append(request)
+            if not self._ends_in_flight(request):
+                remaining = request.num_tokens - request.num_scheduled_tokens
+                (decodes if remaining == 1 else chunks).append(request)
         if self.waiting:
             self._admit_within_budget(decodes, chunks)
-        self._pending = self._make_step(decodes, chunks) if self.running else None
-        return self._pending
+        self._handed_out = self._make_step(decodes, chunks) if decodes or chunks else None
+        return self._handed_out
 
-    def _extend_tables(self) -> None:
+    def launch(self, step: Step) -> None:
+        """Note that ``step``, the one handed out last, is on its way: the next one may be asked for."""
+        if step is not self._handed_out:
+            raise ValueError("only the step handed out last can be launched, and only once")
+        self._handed_out = None
+        self.in_flight.append(step)
+        for request, count in zip(step.requests, step.counts, strict=True):
+            request.num_scheduled_tokens += count
+        for row in step.sample_rows:
+            step.requests[row].num_pending += 1
+
+    def drop_in_flight(self) -> None:
+        """Nothing of the steps in flight counts: what they were to compute is computed again."""
+        self._handed_out = None
+        self.in_flight.clear()
+        for request in self.running:
+            request.num_scheduled_tokens = request.num_computed_tokens
+            request.num_pending = 0
+            covered = request.num_tokens if self.window is None else request.num_computed_tokens
+            needed = self._blocks_for(covered)  # the tokens that nobody saw may have had one more
+            self.pool.release(request.block_ids[needed:])
+            del request.block_ids[needed:]
+
+    @staticmethod
+    def _ends_in_flight(request: Request) -> bool:
+        """Whether a step in flight samples the last token that the request may have."""
+        return request.num_pending > 0 and request.num_tokens >= request.max_length
+
+    def _extend_tables(self) -> bool:
         """A block for every token that crosses a boundary, oldest request first; the newest gives way.
 
-        Whoever gave way left fewer blocks than it would need, so it does not come back in the same step.
+        Whoever gave way left fewer blocks than it would need, so it does not come back in the same step. False if
+        somebody would have to give way while steps are in flight.
         """
         size = self.pool.block_size
         for request in self.running:  # may shrink from its end, at or behind this request: iteration goes by index
-            if len(request.token_ids) > len(request.block_ids) * size:
-                missing = blocks_for(len(request.token_ids), size) - len(request.block_ids)
-                while missing > self.pool.num_available and request.status is RUNNING:
-                    self._preempt_newest()
+            if request.num_tokens > len(request.block_ids) * size and not self._ends_in_flight(request):
+                missing = blocks_for(request.num_tokens, size) - len(request.block_ids)
+                if not self._make_room(request, missing):
+                    return False
                 if request.status is RUNNING:
                     request.block_ids += self.pool.allocate(missing)
+        return True
 
-    def _extend_windows(self) -> None:
+    def _extend_windows(self) -> bool:
         """The same under a window: a block for each request's next token, then for its others as far as there are any.
 
         Only the newest has a chunk to go on with. Alone, it finds a block: `add` saw to that.
         """
         size, budget = self.pool.block_size, self.max_num_batched_tokens
         for request in self.running:
-            if len(request.token_ids) > len(request.block_ids) * size:
-                missing = blocks_for(request.num_computed_tokens + 1, size) - len(request.block_ids)
-                while missing > self.pool.num_available and request.status is RUNNING:
-                    self._preempt_newest()
+            if self._ends_in_flight(request):
+                continue
+            if request.num_tokens > len(request.block_ids) * size:
+                missing = blocks_for(request.num_scheduled_tokens + 1, size) - len(request.block_ids)
+                if not self._make_room(request, missing):
+                    return False
                 if request.status is RUNNING:
                     self._take_blocks(request, budget)
-            budget -= len(request.token_ids) - request.num_computed_tokens
+            budget -= request.num_tokens - request.num_scheduled_tokens
+        return True
+
+    def _make_room(self, request: Request, missing: int) -> bool:
+        """Preempt the newest until ``missing`` blocks are there or ``request`` gave way; False: steps are in flight."""
+        while missing > self.pool.num_available and request.status is RUNNING:
+            if self.in_flight:
+                return False
+            self._preempt_newest()
+        return True
 
     def _take_blocks(self, request: Request, budget: int) -> None:
         """Blocks for all tokens it has; under a window for the next ``budget`` at most, as far as there are any."""
-        end = len(request.token_ids)
+        end = request.num_tokens
         if self.window is not None:
-            end = min(end, request.num_computed_tokens + budget)
+            end = min(end, request.num_scheduled_tokens + budget)
         missing = self._blocks_for(end) - len(request.block_ids)
         if missing > 0:
             request.block_ids += self.pool.allocate(min(missing, self.pool.num_available))
@@ -160,7 +216,7 @@ class Scheduler:
     def _admit_within_budget(self, decodes: list[Request], chunks: list[Request]) -> None:
         """Admit in order while budget, row slots and blocks last, and sort the admitted into the rows."""
         budget = self.max_num_batched_tokens - len(decodes)
-        budget -= sum(len(request.token_ids) - request.num_computed_tokens for request in chunks)
+        budget -= sum(request.num_tokens - request.num_scheduled_tokens for request in chunks)
         while budget > 0 and self.waiting and self._free_slots and self._admit(self.waiting[0], budget):
             request = self.waiting.popleft()
             num_tokens = len(request.token_ids) - request.num_computed_tokens
@@ -169,13 +225,15 @@ class Scheduler:
 
     def _make_step(self, decodes: list[Request], chunks: list[Request]) -> Step:
         rows = len(decodes)
-        starts = [request.num_computed_tokens for request in decodes]
+        starts = [request.num_scheduled_tokens for request in decodes]
         step = Step(decodes, starts, [1] * rows, list(range(rows)), rows)
         for request in chunks:
-            start, budget = request.num_computed_tokens, self.max_num_batched_tokens - step.num_tokens
+            start, budget = request.num_scheduled_tokens, self.max_num_batched_tokens - step.num_tokens
+            if budget == 0:  # dropped steps gave back to older requests what they had been thought to have done
+                break
             room = len(request.block_ids) * self.pool.block_size - start
-            count = min(len(request.token_ids) - start, budget, room)
-            if start + count == len(request.token_ids):
+            count = min(request.num_tokens - start, budget, room)
+            if start + count == request.num_tokens:
                 step.sample_rows.append(len(step.requests))
             step.requests.append(request)
             step.starts.append(start)
@@ -206,7 +264,7 @@ class Scheduler:
         self.pool.hold(cached)
         self.pool.release(cached[:behind])  # not needed, but used: they become the last to be evicted
         request.block_ids = [NULL_BLOCK] * behind + seen
-        request.num_computed_tokens = computed
+        request.num_computed_tokens = request.num_scheduled_tokens = computed
         self._take_blocks(request, budget)
         if request.num_cached_tokens < 0:
             request.num_cached_tokens = request.num_computed_tokens
@@ -231,7 +289,7 @@ class Scheduler:
         self.pool.release(request.block_ids[self._behind(request.num_computed_tokens) :])
         self._free_slots.append(request.row_slot)
         request.block_ids = []
-        request.num_computed_tokens = 0
+        request.num_computed_tokens = request.num_scheduled_tokens = request.num_pending = 0
         request.row_slot = request.admission = -1
 
     def _blocks_for(self, num_tokens: int) -> int:
@@ -267,13 +325,16 @@ class Scheduler:
         """Note that ``step`` was executed; ``tokens[i]`` is the token that row ``step.sample_rows[i]`` sampled.
 
         A token of -1 says that the row's logits were not finite, and ends that request alone. Requests that ended while
-        the step ran are skipped. Returns those that sampled, in row order; see their status for who finished.
+        the step ran are skipped. Returns those that sampled, in row order; see their status for who finished. Steps are
+        committed in the order of their launch; the one handed out last counts as launched, if it was not.
         """
-        if step is not self._pending:
-            raise ValueError("only the step handed out last can be committed, and only once")
         if len(tokens) != len(step.sample_rows):
             raise ValueError(f"{len(tokens)} tokens for {len(step.sample_rows)} rows that sample")
-        self._pending = None
+        if step is self._handed_out:
+            self.launch(step)
+        if not self.in_flight or step is not self.in_flight[0]:
+            raise ValueError("steps are committed in the order in which they were handed out, each once")
+        self.in_flight.popleft()
         for request, start, count in zip(step.requests, step.starts, step.counts, strict=True):
             if request.status is RUNNING:
                 self._advance(request, start, start + count)
@@ -283,6 +344,7 @@ class Scheduler:
         for row, token in zip(step.sample_rows, tokens, strict=True):
             request = step.requests[row]
             if request.status is RUNNING:
+                request.num_pending -= 1
                 self._append(request, token)
                 sampled.append(request)
         return sampled
@@ -342,52 +404,8 @@ class Scheduler:
         for request in step.requests:
             self.finish(request, "error", error=error)
 
-    # Invariants.
-
     def check(self) -> None:
         """Raise RuntimeError on the first broken invariant, the pool's included."""
         self.pool.check(request.block_ids for request in self.running)
-        for problem in self._problems():
+        for problem in problems(self, self._free_slots, self._handed_out):
             raise RuntimeError(f"scheduler: {problem}")
-
-    def _problems(self) -> Iterator[str]:
-        slots = [request.row_slot for request in self.running] + self._free_slots
-        if sorted(slots) != list(range(self.max_num_seqs)):
-            yield f"row slots in use and free are {slots}"
-        admissions = [request.admission for request in self.running]
-        if admissions != sorted(set(admissions)):
-            yield f"admissions of the running requests, oldest first, are {admissions}"
-        for request in self.running:
-            yield from (f"{problem}: {request}" for problem in self._problems_running(request))
-        for request in self.waiting:
-            held = (request.num_computed_tokens, request.block_ids, request.row_slot, request.admission)
-            if request.status is not RequestStatus.WAITING or held != (0, [], -1, -1):
-                yield f"waiting, yet it holds something: {request}"
-        if self._pending is not None:
-            if self._pending.num_tokens > self.max_num_batched_tokens or 0 in self._pending.counts:
-                yield f"a step of {self._pending.num_tokens} tokens in rows of {self._pending.counts}"
-            if not set(self.running) <= set(self._pending.requests):
-                yield "a running request without a row in the step"
-            ends = zip(self._pending.requests, self._pending.starts, self._pending.counts, strict=True)
-            if any(r.status is RUNNING and self._blocks_for(s + n) > len(r.block_ids) for r, s, n in ends):
-                yield "a token of the step without a block"
-
-    def _problems_running(self, request: Request) -> Iterator[str]:
-        size, computed, num_tokens = self.pool.block_size, request.num_computed_tokens, len(request.token_ids)
-        if request.status is not RUNNING:
-            yield "in the running list, not running"
-        if not computed < num_tokens < request.max_length <= self.max_model_len:
-            yield "computed < tokens < max_length <= max_model_len does not hold"
-        # A block more is taken by the next step if the token just generated crossed a boundary.
-        covered = num_tokens - 1 if self.window is None else computed
-        if not self._blocks_for(covered) <= len(request.block_ids) <= self._blocks_for(num_tokens):
-            yield "the block table does not cover the tokens"
-        behind = self._behind(computed)
-        if any(request.block_ids[:behind]) or not all(request.block_ids[behind:]):
-            yield "the null cells are not those behind the window"
-        if self.window is not None and len(request.block_ids) - behind > self._most_held:
-            yield f"more than the {self._most_held} blocks of a window and a step are held"
-        if not all(map(self.pool.is_exclusive, request.block_ids[computed // size :])):
-            yield "a block that is still to be written is shared or in the index"
-        if len(request.digests) > num_tokens // size:
-            yield "a digest of a block that is not full"

@@ -19,10 +19,14 @@ class Stats:
     tokens_generated: int
     replays: Mapping[int, int]
     """Graph replays per batch size, sizes without one left out."""
+    prefill_replays: Mapping[int, int]
+    """The same for steps with prompts, per token count."""
     padding_rows: int
     """Rows that replayed graphs computed beyond those asked for."""
     eager_fallbacks: Mapping[str, int]
     """Steps that ran uncompiled though they should not, per reason."""
+    eager_breaks: tuple[str, ...]
+    """Functions around which graphs are split."""
     preemptions: int
     prefix_queries: int
     """Prompt tokens looked up in the prefix index."""
@@ -36,9 +40,11 @@ class Stats:
     requests_running: int
     requests_waiting: int
     compiles: int
-    """Compiled forms, all of warm-up's."""
+    """Compiled pieces of the step, and on a GPU compiled kernels; all of warm-up's."""
     captures: int
     """Captured graphs, all of warm-up's."""
+    graph_bytes: int
+    """Device memory that the graphs hold, measured; 0 on a CPU."""
     compiles_after_warmup: int
     """Stays 0."""
     captures_after_warmup: int
@@ -62,4 +68,4 @@ class Stats:
 def _shown(value: object) -> str:
     if isinstance(value, Mapping):
         return ", ".join(f"{key}: {count:,}" for key, count in value.items()) or "none"
-    return f"{value:,}"
+    return ", ".join(value) or "none" if isinstance(value, tuple) else f"{value:,}"

@@ -4,8 +4,10 @@ Three classes. *single*: one row, static, in the form that reads weights at memo
 or more, their number symbolic. *tokens*: a mixed step's tokens, two or more, their number symbolic. The width of the
 block table and the number of KV blocks are symbolic in all, so neither a longer context nor another cache size compiles
 anew. Layers of one kind share one compiled form; the sampler's passes share one for any number of rows: code made for
-several rows is right for one, since nothing in it compares row counts. The head of several rows is a norm and a matrix
-product, which gain nothing by compiling.
+several rows is right for one, since nothing in it compares row counts.
+
+On a CPU the head of several rows and the gathers before the layers gain nothing by compiling. On a GPU each operation
+would be a kernel of its own in the graph, so they are compiled too, and the sampler is our own kernels.
 
 Sizes that are symbolic in one call must differ in the call that compiles it (equal ones would be taken for one):
 ``HINT_ROWS``, ``HINT_WIDTH`` and at least ``MIN_BLOCKS`` blocks. Knows which dimension of which argument varies;
@@ -22,7 +24,7 @@ from ostinato.graphs.compiled import CompiledPiece, SymbolicDims
 from ostinato.layers import sampler
 from ostinato.layers.attention.metadata import MIN_CELLS, AttentionMetadata
 from ostinato.models import decode_step
-from ostinato.models.decode_step import Pieces, StepDecoder, eager_pieces
+from ostinato.models.decode_step import Pieces, Sample, StepDecoder, eager_pieces, sample_by_kernels, sample_by_passes
 
 HINT_ROWS, HINT_WIDTH, MIN_BLOCKS = 2, MIN_CELLS, 8
 
@@ -56,22 +58,37 @@ def _pages_and_tokens(block: object, x: Tensor, k_cache: Cache, v_cache: Cache, 
     return [*_pages(block, x, k_cache, v_cache, meta), *_first_dims(x, meta.slot_mapping, meta.cos, meta.sin)]
 
 
+def _rows_alone(last_token: Tensor, block_table: Tensor, rope: object, rows: object) -> Dims:
+    """Of ``begin_rows``: the tables of an engine have one size."""
+    return _first_dims(rows)
+
+
+def _last_arguments(module: object, *tensors: Tensor) -> Dims:
+    return _first_dims(*tensors)
+
+
 class StepPieces:
     """Every piece of one engine: ``for_rows(n)`` serves decode rows and sampling rows, ``for_tokens`` mixed steps."""
 
-    def __init__(self, decoder: StepDecoder, max_num_seqs: int, *, compiled: bool) -> None:
+    def __init__(self, decoder: StepDecoder, max_num_seqs: int, *, compiled: bool, on_gpu: bool, kernels: bool) -> None:
+        """``kernels``: the sampler is ours (``layers.kernels``), not passes of ATen operations."""
         self.compiled = compiled
         self._compiled: list[CompiledPiece] = []
-        self._single = self._rows = self.for_tokens = eager_pieces(decoder)
+        self._several = max_num_seqs > 1
+        sample = sample_by_kernels if kernels else sample_by_passes()
+        self._single = self._rows = self.for_tokens = eager_pieces(decoder, sample)
         if compiled:
-            several = max_num_seqs > 1
-            narrow, draw = (self._piece(f, _first_dims if several else _none) for f in (sampler.narrow, sampler.draw))
+            sample = sample_by_kernels if kernels else self._compiled_passes()
             single, rows, tokens = (
                 self._layers(decoder, dims) for dims in (_pages, _pages_and_rows, _pages_and_tokens)
             )
-            self._single = Pieces(single, self._piece(decode_step.head, _none), narrow=narrow, draw=draw)
-            self._rows = Pieces(rows, narrow=narrow, draw=draw)
+            self._single = Pieces(single, self._piece(decode_step.head, _none), sample)
+            self._rows = Pieces(rows, sample=sample)
             self.for_tokens = Pieces(tokens)
+            if on_gpu:
+                begin, head = decode_step.begin_rows, decode_step.head
+                self._single = Pieces(single, self._single.head, sample, self._piece(begin, _none))
+                self._rows = Pieces(rows, self._piece(head, _last_arguments), sample, self._piece(begin, _rows_alone))
 
     def for_rows(self, rows: int) -> Pieces:
         """The forms for ``rows`` rows."""
@@ -91,6 +108,10 @@ class StepPieces:
     def compiles(self) -> int:
         """Compilations so far, over all pieces."""
         return sum(piece.compiles for piece in self._compiled)
+
+    def _compiled_passes(self) -> Sample:
+        symbolic = _first_dims if self._several else _none
+        return sample_by_passes(*(self._piece(f, symbolic) for f in (sampler.narrow, sampler.draw)))
 
     def _layers(self, decoder: StepDecoder, symbolic: SymbolicDims) -> tuple[CompiledPiece, ...]:
         by_kind = {layer: self._piece(decode_step.layer, symbolic) for layer in dict.fromkeys(decoder.kinds)}

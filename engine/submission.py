@@ -9,8 +9,8 @@ from ostinato.output_processor import OutputProcessor
 from ostinato.plan import Plan
 from ostinato.prompts import CheckedPrompt
 from ostinato.request import Request
+from ostinato.sampling_buffers import MAX_BLOCKED_IDS, stop_ids
 from ostinato.sampling_params import SamplingParams
-from ostinato.step_buffers import MAX_BLOCKED_IDS, stop_ids
 from ostinato.tokenizer import Tokenizer
 
 

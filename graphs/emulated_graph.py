@@ -14,9 +14,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves
 
+from ostinato.graphs.graph import EagerCall, capturing, not_capturing, store_results
 from ostinato.layers.errors import CaptureError
 
 
@@ -31,23 +32,18 @@ class RecordedCall:
 
     def replay(self) -> None:
         """Call again and bring the results to the recorded outputs; in-place results are there already."""
-        results = [leaf for leaf in tree_leaves(self.op(*self.args, **self.kwargs)) if isinstance(leaf, Tensor)]
-        for recorded, result in zip(self.outputs, results, strict=True):
-            if recorded.shape != result.shape:  # copy_ would broadcast, and hide it
-                shapes = f"{list(recorded.shape)} at capture, {list(result.shape)} at replay"
-                raise CaptureError(f"{self.op} gave {shapes}: its shape depends on the data")
-            if recorded is not result:
-                recorded.copy_(result)
+        store_results(self.op, self.outputs, self.op(*self.args, **self.kwargs))
 
 
 class _Recorder(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.calls: list[RecordedCall] = []
+        self.calls: list[RecordedCall | EagerCall] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        result = func(*args, **kwargs)
+        with not_capturing():  # an operator that is an eager break inside is called again as a whole
+            result = func(*args, **kwargs)
         if not func.is_view:  # a view shares its base's storage: nothing to compute again
             outputs = tuple(leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor))
             self.calls.append(RecordedCall(func, args, kwargs, outputs))
@@ -58,14 +54,32 @@ class EmulatedGraph:
     """The surface of a CUDA graph over recorded ATen calls."""
 
     def __init__(self) -> None:
-        self.calls: list[RecordedCall] = []
+        self.calls: list[RecordedCall | EagerCall] = []
+        self._recorder: _Recorder | None = None
+
+    @property
+    def breaks(self) -> tuple[str, ...]:
+        """Names of the functions that are called anew at every replay."""
+        return tuple(call.name for call in self.calls if isinstance(call, EagerCall))
 
     def capture(self, step: Callable[[], None]) -> None:
         """Run ``step`` once, uncompiled, and record it."""
-        recorder = _Recorder()
-        with recorder:
-            step()
+        self._recorder = recorder = _Recorder()
+        try:
+            with recorder, capturing(self):
+                step()
+        finally:
+            self._recorder = None
         self.calls = recorder.calls
+
+    def call_eagerly(self, call: EagerCall) -> Any:
+        """Record ``call`` as one call, whatever it does inside."""
+        if self._recorder is None:
+            raise CaptureError(f"{call.name}: no capture is under way")
+        with _disable_current_modes():
+            result = call.first()
+        self._recorder.calls.append(call)
+        return result
 
     def replay(self) -> None:
         """Run the recorded calls on what the recorded tensors hold now."""
@@ -81,4 +95,5 @@ class EmulatedGraph:
     @property
     def opaque(self) -> tuple[str, ...]:
         """Names of recorded operators whose inside was not recorded."""
-        return tuple(sorted({str(call.op) for call in self.calls if call.op.namespace not in ("aten", "prims")}))
+        recorded = [call.op for call in self.calls if isinstance(call, RecordedCall)]
+        return tuple(sorted({str(op) for op in recorded if op.namespace not in ("aten", "prims")}))

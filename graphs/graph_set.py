@@ -1,51 +1,37 @@
-"""All graphs of one engine as one object with one life: captured together, largest first, and freed together.
+"""All graphs of one kind of step as one object with one life: captured together, largest first, and freed together.
 
-A graph is known by its key: (batch size, variant). The step to capture comes from the caller as a function of the key;
-the set knows no model and no buffers.
+A graph is known by its key: (size, variant). The step to capture comes from the caller as a function of the key; the
+set knows no model and no buffers. Sizes for which the device has no memory are left out and named in ``dropped``.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Hashable, Iterable, Sequence
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, TypeVar
 
 import torch
 
 from ostinato.graphs.buckets import bucket_of
-from ostinato.graphs.cuda_graph import CudaGraph
-from ostinato.graphs.emulated_graph import EmulatedGraph
-from ostinato.graphs.host_graph import HostGraph
+from ostinato.graphs.graph import Graph
+from ostinato.graphs.streams import DeviceStream
 from ostinato.layers.errors import CaptureError
 
 Variant = TypeVar("Variant", bound=Hashable)
 
 
-class Graph(Protocol):
-    """What a backend's graph can do."""
-
-    def capture(self, step: Callable[[], None]) -> None:
-        """Record one step."""
-
-    def replay(self) -> None:
-        """Run the recorded step."""
-
-    def reset(self) -> None:
-        """Free what it holds."""
-
-
 class GraphSet(Generic[Variant]):
-    """One graph per size and variant; ``close()`` frees all of them."""
+    """One graph per size and variant on ``stream``; ``close()`` frees all of them."""
 
-    def __init__(self, sizes: Sequence[int], backend: str, device: torch.device) -> None:
-        """``sizes`` ascending; ``backend`` is "cuda", "host" or "emulated"."""
+    def __init__(self, sizes: Sequence[int], stream: DeviceStream) -> None:
+        """``sizes`` ascending."""
         self.sizes = tuple(sizes)
-        self.backend = backend
         self.captures = 0
         self.replays: dict[int, int] = dict.fromkeys(self.sizes, 0)
-        self._device = device
+        self.dropped: dict[int, str] = {}
+        self.capture_seconds: dict[tuple[int, Variant], float] = {}
+        self._stream = stream
         self._graphs: dict[tuple[int, Variant], Graph] = {}
-        self._stream = torch.cuda.Stream(device) if backend == "cuda" else None
-        self._pool = torch.cuda.graph_pool_handle() if backend == "cuda" else None
 
     def capture_all(
         self,
@@ -53,46 +39,80 @@ class GraphSet(Generic[Variant]):
         step_of: Callable[[int, Variant], Callable[[], None]],
         progress: Callable[[int], None] = lambda _: None,
     ) -> None:
-        """Warm up and capture ``step_of(size, variant)`` for every key, largest size first."""
+        """Warm up and capture ``step_of(size, variant)`` for every key, largest size first.
+
+        A size that runs out of memory is dropped with all its variants, and the smaller ones go on: they need less.
+        Any other failure is a ``CaptureError`` that names the key, and leaves no graph.
+        """
         variants = tuple(variants)
         for size in reversed(self.sizes):
             for variant in variants:
-                step = step_of(size, variant)
-                self._warm_up(step)
-                graph = self._new_graph()
-                graph.capture(step)
-                self._graphs[size, variant] = graph
-                self.captures += 1
+                try:
+                    self._capture(size, variant, step_of(size, variant))
+                except Exception as error:
+                    if (reason := out_of_memory(error)) is None:
+                        self.close()
+                        raise CaptureError(f"batch size {size}, {variant}: {_first_line(error)}") from error
+                    self._drop(size, reason)
+                    break
                 progress(len(self._graphs))
+        self.sizes = tuple(size for size in self.sizes if size not in self.dropped)
 
-    def replay(self, rows: int, variant: Variant) -> int:
-        """Replay the graph that holds ``rows`` rows; returns its size."""
-        size = bucket_of(rows, self.sizes)
+    def size_for(self, rows: int) -> int | None:
+        """The smallest captured size that holds ``rows``; None if all are smaller."""
+        return bucket_of(rows, self.sizes) if self.sizes and rows <= self.sizes[-1] else None
+
+    def replay(self, size: int, variant: Variant) -> None:
+        """Replay the graph of that key, within submitted work."""
         graph = self._graphs.get((size, variant))
         if graph is None:
             raise CaptureError(f"no graph for batch size {size}, {variant}: {len(self._graphs)} are captured")
         graph.replay()
         self.replays[size] += 1
-        return size
+
+    @property
+    def breaks(self) -> tuple[str, ...]:
+        """Names of the functions around which graphs are split."""
+        return tuple(dict.fromkeys(name for graph in self._graphs.values() for name in graph.breaks))
 
     def close(self) -> None:
-        """Free every graph and the pool. Replaying afterwards is a ``CaptureError``; closing twice is not."""
+        """Free every graph. Replaying afterwards is a ``CaptureError``; closing twice is not."""
         for graph in self._graphs.values():
             graph.reset()
         self._graphs.clear()
-        self._pool = self._stream = None
 
-    def _warm_up(self, step: Callable[[], None]) -> None:
-        """Two runs on the capture stream, so that nothing is initialised for the first time during the capture."""
-        if self._stream is None:
-            return
-        self._stream.wait_stream(torch.cuda.current_stream(self._device))
-        with torch.cuda.stream(self._stream):
-            step()
-            step()
-        torch.cuda.current_stream(self._device).wait_stream(self._stream)
+    def _capture(self, size: int, variant: Variant, step: Callable[[], None]) -> None:
+        """Run the step a few times as it is, on the same stream, then record it."""
+        began = time.perf_counter()
+        for _ in range(self._stream.warm_ups):
+            self._stream.submit(step)
+        self._stream.synchronize()
+        graph = self._stream.new_graph()
+        self._stream.submit(lambda: graph.capture(step)).wait()
+        self._graphs[size, variant] = graph
+        self.captures += 1
+        self.capture_seconds[size, variant] = time.perf_counter() - began
 
-    def _new_graph(self) -> Graph:
-        if self._stream is not None and self._pool is not None:
-            return CudaGraph(self._stream, self._pool)
-        return EmulatedGraph() if self.backend == "emulated" else HostGraph()
+    def _drop(self, size: int, reason: str) -> None:
+        self.dropped[size] = reason
+        for key in [key for key in self._graphs if key[0] == size]:
+            self._graphs.pop(key).reset()
+        if torch.cuda.is_initialized():
+            torch.cuda.empty_cache()
+
+
+def out_of_memory(error: BaseException | None) -> str | None:
+    """The device's own words if ``error``, or what caused it, says that its memory was not enough; else None.
+
+    A capture that runs out of memory may end in "operation failed due to a previous error during capture" only
+    (pytorch#187795): the cause is in the chain.
+    """
+    while error is not None:
+        if isinstance(error, torch.OutOfMemoryError):
+            return _first_line(error)
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def _first_line(error: BaseException) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -8,6 +8,11 @@ from collections.abc import Callable
 class HostGraph:
     """Same surface as a CUDA graph; replay calls the captured function, whose pieces are compiled."""
 
+    @property
+    def breaks(self) -> tuple[str, ...]:
+        """Nothing splits it: everything is called anyway."""
+        return ()
+
     def __init__(self) -> None:
         self._step: Callable[[], None] | None = None
 

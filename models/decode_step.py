@@ -5,15 +5,14 @@ A piece is a plain function that is worth compiling: the layer, the head, the sa
 layer with that layer's module and cache as arguments, so all layers of one kind share one compiled form. Knows the
 model and its static tensors; knows no request, no schedule and no graph.
 
-    decode:  last_token[row_slot] -> embed -> layers -> head -> sample -> last_token[row_slot], out[row]
-    mixed:   host tokens or last_token -> embed -> layers -> the rows that end a prompt -> head -> sample -> the same
+    decode:  host tokens or last_token[row_slot] -> embed -> layers -> head -> sample -> last_token[row_slot], out[row]
+    mixed:   the same for any number of tokens per row; head and sample run on the rows that end a prompt
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from enum import Enum
 from functools import cached_property
 from typing import Any, NamedTuple, Protocol
 
@@ -21,11 +20,14 @@ import torch
 from torch import Tensor
 
 from ostinato.layers import sampler
+from ostinato.layers.attention.backend import AttentionBackend
 from ostinato.layers.attention.metadata import AttentionMetadata, within_window
-from ostinato.layers.rope import rope_table
+from ostinato.layers.kernels import sampling_ops
 from ostinato.layers.sampler import SamplingInputs
 from ostinato.models.decoder import KVCache
+from ostinato.models.rope_tables import RopeTables, Rotation, rotations_at
 from ostinato.models.spec import LayerSpec, ModelSpec
+from ostinato.models.step_inputs import RowInputs, Sampling, StepState, TokenInputs
 
 
 class StepDecoder(Protocol):
@@ -59,90 +61,6 @@ class StepDecoder(Protocol):
         """``[rows, hidden_size] -> [rows, vocab_size]``."""
 
 
-class Sampling(Enum):
-    """How much sampling work a step does; each is a graph of its own."""
-
-    GREEDY = "greedy"  # argmax only
-    DRAWN = "drawn"  # temperature, min-p, blocked tokens
-    FILTERED = "filtered"  # and the threshold search of top-k and top-p
-
-
-class RowInputs(NamedTuple):
-    """Static inputs of a decode step, one entry per row (views of the first ``rows`` of the engine's buffers)."""
-
-    row_slot: Tensor
-    """``[rows] int64``: where in ``last_token`` and ``block_table`` the row lives; padding uses the spare slot."""
-    positions: Tensor
-    """``[rows] int64``: position of the token computed."""
-    slot_mapping: Tensor
-    """``[rows] int64``: where its key and value go."""
-    context_lens: Tensor
-    """``[rows] int32``: positions + 1."""
-
-
-class TokenInputs(NamedTuple):
-    """Inputs of a mixed step: one entry per token, and per row up to ``max_num_seqs``."""
-
-    token_ids: Tensor
-    """``[tokens] int64``; read where ``token_slot`` is negative."""
-    token_slot: Tensor
-    """``[tokens] int64``: the slot whose ``last_token`` is the token, or -1."""
-    positions: Tensor
-    """``[tokens] int64``."""
-    slot_mapping: Tensor
-    """``[tokens] int64``."""
-    row_slot: Tensor
-    """``[max_num_seqs] int64``."""
-    context_lens: Tensor
-    """``[max_num_seqs] int32``."""
-    cu_seqlens_q: Tensor
-    """``[max_num_seqs + 1] int32``."""
-
-
-@dataclass(frozen=True)
-class StepState:
-    """What outlives a step on the device."""
-
-    last_token: Tensor
-    """``[max_num_seqs + 1] int64``: the token each slot's request generated last; the last entry is the spare."""
-    block_table: Tensor
-    """``[max_num_seqs + 1, width] int32``: each slot's blocks; the spare row is all null block."""
-    out: Tensor
-    """``[max_num_seqs] int64``: the tokens of this step, by row."""
-
-
-class Rotation(NamedTuple):
-    """Cosines and sines of some positions, ``[n, rotary_dim / 2] float32`` each; None where nothing rotates."""
-
-    cos: Tensor | None
-    sin: Tensor | None
-
-
-@dataclass(frozen=True)
-class RopeTables:
-    """A table of all positions for each kind of rotation in the model, and which of them each layer takes."""
-
-    tables: tuple[Rotation, ...]
-    of_layer: tuple[int, ...]
-
-    def at(self, positions: Tensor) -> list[Rotation]:
-        """Each table's rows at ``positions [tokens] int64``."""
-        return [
-            Rotation(cos[positions], sin[positions]) if cos is not None and sin is not None else Rotation(None, None)
-            for cos, sin in self.tables
-        ]
-
-
-def rope_of(decoder: StepDecoder, max_positions: int, device: torch.device) -> RopeTables:
-    """The model's rotary tables for positions below ``max_positions``."""
-    specs = [layer.attention.rope for layer in decoder.kinds]
-    kinds = list(dict.fromkeys(specs))
-    tables = [
-        Rotation(None, None) if spec is None else Rotation(*rope_table(spec, max_positions, device)) for spec in kinds
-    ]
-    return RopeTables(tuple(tables), tuple(kinds.index(spec) for spec in specs))
-
-
 def layer(block: Callable[..., Tensor], x: Tensor, k_cache: Any, v_cache: Any, meta: AttentionMetadata) -> Tensor:
     """One layer: ``[tokens, hidden_size] -> [tokens, hidden_size]``."""
     return block(x, k_cache, v_cache, meta)
@@ -159,6 +77,54 @@ def feed_back(last_token: Tensor, out: Tensor, row_slot: Tensor, tokens: Tensor)
     out.copy_(tokens)
 
 
+class Begun(NamedTuple):
+    """What a decode step reads before its first layer."""
+
+    token_ids: Tensor
+    """``[rows] int64``."""
+    block_table: Tensor
+    """``[rows, width] int32``."""
+    rotations: list[Rotation]
+
+
+def begin_rows(last_token: Tensor, block_table: Tensor, rope: Sequence[Rotation], rows: RowInputs) -> Begun:
+    """Each row's token, blocks ``block_table [slots, width]`` and rotations; changed cells are written first."""
+    if rows.table_at is not None and rows.table_value is not None:
+        block_table.view(-1).index_copy_(0, rows.table_at, rows.table_value)
+    fed = last_token[rows.row_slot].clamp_min(0)
+    token_ids = torch.where(rows.token_ids >= 0, rows.token_ids, fed)
+    return Begun(token_ids, block_table[rows.row_slot], rotations_at(rope, rows.positions))
+
+
+Sample = Callable[[Tensor, Sampling, SamplingInputs], Tensor]
+"""``logits [rows, vocab]`` to ``[rows] int64``, ``sampler.FAILED`` where they are not finite."""
+
+
+def sample_by_passes(
+    narrow: Callable[..., Tensor] = sampler.narrow, draw: Callable[..., Tensor] = sampler.draw
+) -> Sample:
+    """The sampler as passes over the vocabulary; ``narrow`` and ``draw`` may be compiled forms of ``sampler``'s."""
+
+    def sample(logits: Tensor, sampling: Sampling, inputs: SamplingInputs) -> Tensor:
+        if sampling is Sampling.GREEDY:
+            return sampler.sample_greedy(logits)
+        tempered = sampler.temper(logits, inputs)
+        floor = torch.zeros_like(inputs.min_p)
+        if sampling is Sampling.FILTERED:
+            floor = sampler.likelihood_floor(tempered.likelihood, inputs, narrow)
+        return draw(tempered, floor, inputs)
+
+    return sample
+
+
+def sample_by_kernels(logits: Tensor, sampling: Sampling, inputs: SamplingInputs) -> Tensor:
+    """The sampler as our kernels, which do no more for a row than it asks for."""
+    return sampling_ops.sample(logits, inputs, sampling is Sampling.GREEDY)
+
+
+_sample_by_eager_passes = sample_by_passes()
+
+
 @dataclass(frozen=True)
 class Pieces:
     """The functions worth compiling, all of one make; what is left of a step are a few gathers and copies."""
@@ -166,13 +132,13 @@ class Pieces:
     layers: Sequence[Callable[..., Tensor]]
     """``layer`` in this make, one per layer: layers of different kinds are compiled apart."""
     head: Callable[..., Tensor] = head
-    narrow: Callable[..., Tensor] = sampler.narrow
-    draw: Callable[..., Tensor] = sampler.draw
+    sample: Sample = _sample_by_eager_passes
+    begin_rows: Callable[..., Begun] = begin_rows
 
 
-def eager_pieces(decoder: StepDecoder) -> Pieces:
+def eager_pieces(decoder: StepDecoder, sample: Sample = _sample_by_eager_passes) -> Pieces:
     """The functions as written."""
-    return Pieces(layers=(layer,) * len(decoder.kinds))
+    return Pieces(layers=(layer,) * len(decoder.kinds), sample=sample)
 
 
 class MetaKinds(NamedTuple):
@@ -197,14 +163,17 @@ class StepModel:
     rope: RopeTables
     kv_cache: KVCache
     state: StepState
+    backend: AttentionBackend = AttentionBackend.TORCH
 
     def decode(self, pieces: Pieces, rows: RowInputs, width: int, sampling: Sampling, inputs: SamplingInputs) -> None:
         """One token for each row, over the first ``width`` cells of the block table."""
         state = self.state
-        tokens = state.last_token[rows.row_slot].clamp_min(0)
-        table = state.block_table[:, :width][rows.row_slot]
-        meta = AttentionMetadata(rows.slot_mapping, table, rows.context_lens, None, None, None)
-        x = self._layers(pieces, tokens, rows.positions, meta)
+        table = state.block_table if rows.table_at is not None else state.block_table[:, :width]
+        begun = pieces.begin_rows(state.last_token, table, self.rope.tables, rows)
+        meta = AttentionMetadata(
+            rows.slot_mapping, begun.block_table, rows.context_lens, None, None, None, backend=self.backend
+        )
+        x = self._layers(pieces, begun.token_ids, rows.positions, begun.rotations, meta)
         self._sample(pieces, x, rows.row_slot, sampling, inputs)
 
     def mixed(
@@ -226,15 +195,31 @@ class StepModel:
         fed = state.last_token[tokens.token_slot.clamp_min(0)].clamp_min(0)
         token_ids = torch.where(tokens.token_slot >= 0, fed, tokens.token_ids)
         table = state.block_table[:, :width][tokens.row_slot]
-        meta = AttentionMetadata(tokens.slot_mapping, table, tokens.context_lens, None, None, tokens.cu_seqlens_q)
-        x = self._layers(pieces, token_ids, tokens.positions, meta)
+        meta = AttentionMetadata(
+            tokens.slot_mapping,
+            table,
+            tokens.context_lens,
+            None,
+            None,
+            tokens.cu_seqlens_q,
+            None,
+            self.backend,
+            tokens.host,
+        )
+        x = self._layers(pieces, token_ids, tokens.positions, self.rope.at(tokens.positions), meta)
         if len(sample_at):
             self._sample(row_pieces, x.index_select(0, sample_at), sample_slot, sampling, inputs)
 
-    def _layers(self, pieces: Pieces, token_ids: Tensor, positions: Tensor, meta: AttentionMetadata) -> Tensor:
+    def _layers(
+        self,
+        pieces: Pieces,
+        token_ids: Tensor,
+        positions: Tensor,
+        rotations: Sequence[Rotation],
+        meta: AttentionMetadata,
+    ) -> Tensor:
         """From ids to the last layer's output; ``meta`` is completed with each layer's rotation and window."""
         x = self.decoder.embed_tokens(token_ids, positions)
-        rotations = self.rope.at(positions)
         kinds = self._mixed_kinds if meta.cu_seqlens_q is not None else self._decode_kinds
         metas = []
         for rope, window in kinds.distinct:
@@ -254,7 +239,9 @@ class StepModel:
 
     @cached_property
     def _decode_kinds(self) -> MetaKinds:
-        windows = [layer.attention.window for layer in self.decoder.kinds]
+        """Our kernels begin at the window by themselves; for ATen operations the table is narrowed to it."""
+        narrowed = self.backend is AttentionBackend.TORCH
+        windows = [layer.attention.window if narrowed else None for layer in self.decoder.kinds]
         return MetaKinds.of(list(zip(self.rope.of_layer, windows, strict=True)))
 
     @cached_property
@@ -262,13 +249,5 @@ class StepModel:
         return MetaKinds.of([(rope, None) for rope in self.rope.of_layer])
 
     def _sample(self, pieces: Pieces, x: Tensor, row_slot: Tensor, sampling: Sampling, inputs: SamplingInputs) -> None:
-        logits = pieces.head(self.decoder, x)
-        if sampling is Sampling.GREEDY:
-            tokens = sampler.sample_greedy(logits)
-        else:
-            tempered = sampler.temper(logits, inputs)
-            floor = torch.zeros_like(inputs.min_p)
-            if sampling is Sampling.FILTERED:
-                floor = sampler.likelihood_floor(tempered.likelihood, inputs, pieces.narrow)
-            tokens = pieces.draw(tempered, floor, inputs)
+        tokens = pieces.sample(pieces.head(self.decoder, x), sampling, inputs)
         feed_back(self.state.last_token, self.state.out[: len(row_slot)], row_slot, tokens)

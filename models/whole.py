@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from ostinato.layers.attention.metadata import AttentionMetadata
-from ostinato.models.decode_step import StepDecoder, rope_of
+from ostinato.models.decode_step import StepDecoder
 from ostinato.models.decoder import KVCache
+from ostinato.models.rope_tables import rope_of
 from ostinato.models.spec import ModelSpec
 
 BLOCK_SIZE = 64

@@ -1,7 +1,7 @@
 """What the host does for a decode step besides launching it: schedule, pack, commit.
 
 The real scheduler and step buffers, with made-up tokens and no model: ``Scheduler.next_step``,
-``StepBuffers.pack_decode`` and ``note_sampled``, ``Scheduler.commit``. Prompts differ in length by a token each, so
+``StepBuffers.pack`` and ``launched``, ``Scheduler.launch`` and ``commit``. Prompts differ in length by a token each, so
 that with 16 requests some request fills a block in every step. A lone request fills or begins one in two of sixteen
 steps, which the median leaves out: the 95th percentile beside it is such a step.
 """
@@ -14,6 +14,7 @@ import time
 import torch
 
 from ostinato.block_pool import BlockPool
+from ostinato.graphs.streams import HostStream
 from ostinato.perf.measure import Summary
 from ostinato.perf.report import Figure
 from ostinato.perf.workbench import MAX_NUM_SEQS, PROMPT_TOKENS, Workbench, greedy
@@ -41,7 +42,8 @@ class HostWork:
         blocks = -(-length // BLOCK_SIZE)
         tokens = MAX_NUM_SEQS * (PROMPT_TOKENS + MAX_NUM_SEQS)
         self.scheduler = Scheduler(BlockPool(num_requests * blocks + 1, BLOCK_SIZE), MAX_NUM_SEQS, tokens, length)
-        self.buffers = StepBuffers(MAX_NUM_SEQS, tokens, BLOCK_SIZE, blocks, torch.device("cpu"), fixed_width=False)
+        self._stream = HostStream(torch.device("cpu"), emulate=False)
+        self.buffers = StepBuffers(MAX_NUM_SEQS, tokens, BLOCK_SIZE, blocks, self._stream, fixed_width=False)
         for number in range(num_requests):
             prompt = [number] * (PROMPT_TOKENS + number)
             self.scheduler.add(Request(number, prompt, greedy(WARM_UP_STEPS + STEPS + 2)))
@@ -49,8 +51,7 @@ class HostWork:
 
     def _prefill(self) -> None:
         step = self._next_step()
-        self.buffers.pack_mixed(step)
-        self.buffers.note_sampled(step)
+        self._pack(step)
         self.scheduler.commit(step, [0] * len(step.sample_rows))
 
     def decode(self, token: int) -> tuple[float, float, float]:
@@ -58,11 +59,14 @@ class HostWork:
         began = time.perf_counter()
         step = self._next_step()
         scheduled = time.perf_counter()
-        self.buffers.pack_decode(step)
-        self.buffers.note_sampled(step)
+        self._pack(step)
         packed = time.perf_counter()
         self.scheduler.commit(step, [token] * len(step.requests))
         return scheduled - began, packed - scheduled, time.perf_counter() - packed
+
+    def _pack(self, step: Step) -> None:
+        self.buffers.launched(step, self.buffers.pack(step), self._stream.submit(lambda: None))
+        self.scheduler.launch(step)
 
     def _next_step(self) -> Step:
         step = self.scheduler.next_step()

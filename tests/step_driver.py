@@ -16,20 +16,13 @@ from torch import Tensor
 from ostinato.graphs.ambient import neutral_state
 from ostinato.layers.sampler import SamplingInputs
 from ostinato.models.checkpoint import read_config
-from ostinato.models.decode_step import (
-    RowInputs,
-    Sampling,
-    StepModel,
-    StepState,
-    TokenInputs,
-    eager_pieces,
-    head,
-    rope_of,
-)
+from ostinato.models.decode_step import StepModel, eager_pieces, head
 from ostinato.models.decoder import Decoder
 from ostinato.models.kv_cache import allocate_kv_cache
 from ostinato.models.registry import family_for
+from ostinato.models.rope_tables import rope_of
 from ostinato.models.spec import ModelSpec
+from ostinato.models.step_inputs import RowInputs, Sampling, StepState, TokenInputs
 from ostinato.models.weights.load import load_weights
 
 CPU = torch.device("cpu")
@@ -116,6 +109,7 @@ class StepDriver:
             self._state.last_token[row] = token
         places = [self._extend(row, 1) for row in rows]
         inputs = RowInputs(
+            token_ids=torch.full((len(rows) + padding,), -1),
             row_slot=_longs(rows + [MAX_ROWS] * padding),
             positions=_longs([positions[0] for positions, _ in places] + [0] * padding),
             slot_mapping=_longs([slots[0] for _, slots in places] + [0] * padding),

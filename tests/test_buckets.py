@@ -11,6 +11,7 @@ import torch
 from ostinato.graphs.buckets import bucket_of, check_sizes, default_sizes
 from ostinato.graphs.graph_set import GraphSet
 from ostinato.graphs.host_graph import HostGraph
+from ostinato.graphs.streams import HostStream
 from ostinato.layers.errors import CaptureError, ConfigError
 
 
@@ -78,7 +79,8 @@ class Steps:
 
 @pytest.fixture(params=["host", "emulated"])
 def graphs(request: pytest.FixtureRequest) -> tuple[GraphSet[int], Steps]:
-    made, steps = GraphSet[int]((1, 2, 5), request.param, torch.device("cpu")), Steps()
+    stream = HostStream(torch.device("cpu"), emulate=request.param == "emulated")
+    made, steps = GraphSet[int]((1, 2, 5), stream), Steps()
     made.capture_all([7, 8], steps.step_of)
     return made, steps
 
@@ -93,9 +95,11 @@ def test_replay_takes_the_smallest_graph_and_counts_it(graphs: tuple[GraphSet[in
     made, steps = graphs
     for rows, size in ((1, 1), (2, 2), (3, 5), (4, 5), (5, 5)):
         steps.out.zero_()
-        assert made.replay(rows, 8) == size
+        assert made.size_for(rows) == size
+        made.replay(size, 8)
         assert steps.out.tolist() == [size, 8]
     assert made.replays == {1: 1, 2: 1, 5: 3}
+    assert made.size_for(6) is None
 
 
 def test_a_graph_that_was_not_captured_is_named(graphs: tuple[GraphSet[int], Steps]) -> None:

@@ -16,10 +16,12 @@ from ostinato.graphs.emulated_graph import EmulatedGraph
 from ostinato.layers.attention.varlen import varlen_attention
 from ostinato.layers.errors import CaptureError
 from ostinato.layers.sampler import SamplingInputs
-from ostinato.models.decode_step import RowInputs, Sampling, StepModel, StepState, eager_pieces, rope_of
+from ostinato.models.decode_step import StepModel, eager_pieces
 from ostinato.models.decoder import Decoder
 from ostinato.models.kv_cache import allocate_kv_cache
+from ostinato.models.rope_tables import rope_of
 from ostinato.models.spec import AttentionSpec, FfnSpec, LayerSpec, ModelSpec, NormSpec, RopeSpec
+from ostinato.models.step_inputs import RowInputs, Sampling, StepState
 
 # A paged decode step.
 
@@ -48,9 +50,8 @@ class Tiny:
             for tensor in pages:
                 tensor.normal_(generator=generator)
         self.model = StepModel(decoder, rope_of(decoder, 64, CPU), cache, state)
-        self.rows = RowInputs(
-            *(torch.zeros(rows, dtype=torch.int64) for _ in range(3)), torch.ones(rows, dtype=torch.int32)
-        )
+        zeros = (torch.zeros(rows, dtype=torch.int64) for _ in range(3))
+        self.rows = RowInputs(torch.full((rows,), -1), *zeros, torch.ones(rows, dtype=torch.int32))
         floats, integers = (lambda: torch.zeros(rows)), (lambda: torch.zeros(rows, dtype=torch.int64))
         blocked = torch.zeros(rows, 2, dtype=torch.int64), torch.zeros(rows, 2)
         self.sampling = SamplingInputs(floats(), floats(), floats(), floats(), integers(), integers(), *blocked)

@@ -236,7 +236,7 @@ def test_non_finite_logits_end_that_request_alone() -> None:
     want = [reference_tokens("qwen3_untied", prompt, 24) for prompt in ([4, 5, 6], [1, 2])]
     poisoned = min({*range(7, 112)} - {token for tokens in want for token in tokens})
     with engine("qwen3_untied") as llm:
-        llm._core.runner._open_model.decoder.embed.weight.data[poisoned] = float("nan")
+        llm._core.runner.open_model.decoder.embed.weight.data[poisoned] = float("nan")
         bad, good = llm.generate([[1, poisoned], [4, 5, 6]], GREEDY)
         assert bad.outputs[0].finish_reason == "error"
         assert isinstance(bad.error, NonFiniteLogits)
@@ -246,34 +246,34 @@ def test_non_finite_logits_end_that_request_alone() -> None:
 def test_a_fault_in_a_step_is_raised_and_the_next_request_works(llm: LLM) -> None:
     stream = llm.stream([1, 2, 3], GREEDY)
     next(stream)
-    execute = llm._core.runner.execute
-    llm._core.runner.execute = broken  # type: ignore[method-assign]
+    launch = llm._core.runner.launch
+    llm._core.runner.launch = broken  # type: ignore[method-assign]
     with pytest.raises(OstinatoError, match="a step of 2 requests failed: ZeroDivisionError: injected"):
         llm.generate([4, 5], GREEDY)
-    llm._core.runner.execute = execute  # type: ignore[method-assign]
+    llm._core.runner.launch = launch  # type: ignore[method-assign]
     with pytest.raises(OstinatoError, match="injected"):
         list(stream)
     assert llm.stats().blocks_used == 0
     assert token_ids(llm.generate([4, 5], GREEDY)) == [reference_tokens("qwen3", [4, 5], 24)]
 
 
-def broken(step: object) -> list[int]:
+def broken(step: object) -> Any:
     raise ZeroDivisionError("injected")
 
 
 def test_ctrl_c_in_a_batch_leaves_other_requests_intact(llm: LLM) -> None:
     stream = llm.stream([1, 2, 3], GREEDY)
     got = next(stream).token_ids
-    execute = llm._core.runner.execute
+    launch = llm._core.runner.launch
 
-    def interrupted(step: Any) -> list[int]:
-        execute(step)
+    def interrupted(step: Any) -> Any:
+        launch(step)
         raise KeyboardInterrupt
 
-    llm._core.runner.execute = interrupted  # type: ignore[method-assign]
+    llm._core.runner.launch = interrupted  # type: ignore[method-assign]
     with pytest.raises(KeyboardInterrupt):
         llm.generate([[4, 5], [6]], GREEDY)
-    llm._core.runner.execute = execute  # type: ignore[method-assign]
+    llm._core.runner.launch = launch  # type: ignore[method-assign]
     assert llm.stats().requests_running == 1
     got += [token for delta in stream for token in delta.token_ids]
     assert got == reference_tokens("qwen3", [1, 2, 3], 24)
@@ -362,7 +362,7 @@ def test_close_lets_go_of_the_model_and_the_cache() -> None:
     import weakref
 
     llm = engine("qwen3", execution="emulate")
-    model = llm._core.runner._open_model
+    model = llm._core.runner.open_model
     watched = [weakref.ref(model.decoder), weakref.ref(model.kv_cache[0][0])]
     del model
     llm.close()
@@ -432,7 +432,7 @@ def test_bad_sampling_params_are_refused(llm: LLM) -> None:
         ({"kv_cache_memory": "9" * 400}, "kv_cache_memory: expected an integer"),
         ({"max_num_seqs": 10**5000}, "max_num_seqs: expected an integer"),
         ({"max_num_seqs": np.array([1, 2])}, "max_num_seqs: expected an integer"),
-        ({"capture_sizes": np.array([])}, "capture_sizes: expected batch sizes"),
+        ({"capture_sizes": np.array([])}, "capture_sizes: expected sizes"),
         ({"kv_cache_memory": 1000}, "one request of 128 tokens needs .* kv_cache_memory gives"),
         ({"execution": "jit"}, "execution: expected one of 'graph', 'compile', 'eager', 'emulate', got 'jit'"),
         ({"dtype": "int8"}, "dtype: expected one of"),
@@ -440,6 +440,11 @@ def test_bad_sampling_params_are_refused(llm: LLM) -> None:
         ({"capture_sizes": [0]}, "capture_sizes: expected an integer from 1 to 4, got 0"),
         ({"capture_sizes": [9]}, "capture_sizes: expected an integer from 1 to 4, got 9"),
         ({"block_size": "16"}, "block_size: expected an integer"),
+        ({"attention_backend": "flashinfer"}, "attention_backend: expected one of 'auto', 'triton', 'flash', 'torch'"),
+        ({"prefill_capture_sizes": [0]}, "prefill_capture_sizes: expected an integer from 1 to 2,048, got 0"),
+        ({"prefill_capture_sizes": [4096]}, "prefill_capture_sizes: expected an integer from 1 to 2,048, got 4"),
+        ({"prefill_capture_sizes": "16"}, "prefill_capture_sizes: expected sizes"),
+        ({"debug": 1}, "debug: expected True or False"),
         ({"enable_prefix_caching": "no"}, "enable_prefix_caching: expected True or False"),
         ({"revision": "main"}, "revision"),
     ],

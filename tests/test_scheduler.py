@@ -610,7 +610,7 @@ def test_a_request_is_refused_only_if_not_even_its_window_fits(max_tokens: int, 
         ("pool.release([request.block_ids[1]]); request.block_ids[1] = 0", "null cells"),
         ("request.block_ids += pool.allocate(4)", "more than the 4 blocks"),
         ("pool.release([request.block_ids.pop()])", "does not cover"),
-        ("scheduler._pending.counts[0] = 9", "without a block"),
+        ("scheduler._handed_out.counts[0] = 9", "without a block"),
     ],
 )
 def test_check_sees_damage_to_a_windowed_table(damage: str, problem: str) -> None:
@@ -619,7 +619,7 @@ def test_check_sees_damage_to_a_windowed_table(damage: str, problem: str) -> Non
     for _ in range(2):
         run(scheduler)
     assert (request.block_ids, request.num_computed_tokens) == ([0, 2, 3], 12)
-    if "_pending" in damage:
+    if "_handed_out" in damage:
         begin(scheduler)
     exec(damage, {"scheduler": scheduler, "pool": scheduler.pool, "request": request})
     with pytest.raises(RuntimeError, match=problem):
@@ -763,7 +763,7 @@ def test_a_dropped_step_is_handed_out_again() -> None:
     first = begin(scheduler)
     again = begin(scheduler)
     assert rows(first) == rows(again) == [(0, 0, 8)]
-    with pytest.raises(ValueError, match="handed out last"):
+    with pytest.raises(ValueError, match="order in which they were handed out"):
         scheduler.commit(first, [])
     scheduler.commit(again, [])
     dropped, again = begin(scheduler), begin(scheduler)
@@ -777,7 +777,7 @@ def test_a_step_is_committed_once_and_with_a_token_for_each_row_that_samples() -
     with pytest.raises(ValueError, match="2 tokens for 1 rows"):
         scheduler.commit(step, [1, 2])
     scheduler.commit(step, [1])
-    with pytest.raises(ValueError, match="only once"):
+    with pytest.raises(ValueError, match="each once"):
         scheduler.commit(step, [2])
     assert request.output_token_ids == [1]
 
@@ -814,7 +814,7 @@ def test_a_failed_step_ends_its_requests_with_the_cause_and_nobody_else() -> Non
         ("pool.release([first.block_ids.pop()])", "does not cover"),
         ("first.block_ids += pool.allocate(1)", "does not cover"),
         ("pool.release([second.block_ids.pop()])", "does not cover"),
-        ("first.num_computed_tokens = 0", "shared or in the index"),
+        ("first.num_computed_tokens = first.num_scheduled_tokens = 0", "shared or in the index"),
         ("pool.register(2, b'digest', b'', [4, 5, 6, 7])", "shared or in the index"),
         ("first.digests.append(b'digest')", "not full"),
         ("waiting.num_computed_tokens = 1", "holds something"),
@@ -822,12 +822,12 @@ def test_a_failed_step_ends_its_requests_with_the_cause_and_nobody_else() -> Non
         ("waiting.row_slot = 2", "holds something"),
         ("waiting.admission = 2", "holds something"),
         ("waiting.status = FINISHED", "holds something"),
-        ("scheduler._pending.num_tokens = 8", "a step of 8 tokens"),
-        ("scheduler._pending.counts[1] = 0", "in rows of"),
-        ("scheduler._pending.requests.pop()", "without a row"),
+        ("scheduler._handed_out.num_tokens = 8", "a step of 8 tokens"),
+        ("scheduler._handed_out.counts[1] = 0", "in rows of"),
+        ("scheduler._handed_out.requests.pop()", "without a row"),
         ("pool._free.pop()", "block pool"),
         ("pool.release([first.block_ids[0]]); first.block_ids[0] = 0", "null cells"),
-        ("scheduler._pending.counts[1] = 99", "without a block"),
+        ("scheduler._handed_out.counts[1] = 99", "without a block"),
     ],
 )
 def test_check_sees(damage: str, problem: str) -> None:

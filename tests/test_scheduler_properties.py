@@ -6,6 +6,9 @@ stale block or write to a shared one; its start depends on the salt, and is a re
 prefix shared across that border shows too. The next token is a function of the last entry. `oracle` gives what the
 request must generate alone, without any scheduler. Every invariant is checked after every operation.
 
+Steps may be in flight: the device runs them in the order of their launch and its tokens are seen later, so the machine
+knows more than the scheduler, as the device does.
+
 Under a sliding window a row reads what its queries see; `seen_from` says by plain loops which cells those are, and all
 cells that nobody will see again must be null.
 
@@ -96,6 +99,7 @@ class Limits:
     max_model_len: int = 32
     enable_prefix_caching: bool = True
     window: int | None = None
+    max_in_flight: int = 1
 
 
 @dataclass
@@ -114,8 +118,17 @@ class Machine:
         self.limits = limits
         self.pool = BlockPool(limits.num_blocks, limits.block_size, limits.enable_prefix_caching)
         self.scheduler = Scheduler(
-            self.pool, limits.max_num_seqs, limits.max_num_batched_tokens, limits.max_model_len, limits.window
+            self.pool,
+            limits.max_num_seqs,
+            limits.max_num_batched_tokens,
+            limits.max_model_len,
+            limits.window,
+            limits.max_in_flight,
         )
+        self.flight: deque[tuple[Packed, list[int]]] = deque()
+        self.unseen: dict[Request, list[int]] = {}  # tokens that exist on the device alone
+        self.most_in_flight = self.overruns = 0
+        self.dropped = False  # more than one step in flight
         self.kv = [[GARBAGE] * limits.block_size for _ in range(limits.num_blocks)]
         self.live: list[Request] = []
         self.ended: deque[Request] = deque(maxlen=8)
@@ -153,22 +166,47 @@ class Machine:
             self.scheduler.finish(request, "abort")
 
     def step(self, outcome: str, abort: int | None = None) -> None:
-        """One step that is executed, or fails and is dropped, or fails and ends its requests."""
+        """One step is launched if there is one; once as many are in flight as may be, the oldest lands."""
         step = self.scheduler.next_step()
         self.check()
-        assert (step is None) == (not self.scheduler.has_work), "idle while something waits"
         if step is None:
+            assert self.flight or not self.scheduler.has_work, "idle while something waits"
+            self.land(outcome)
             return
         packed = self.pack(step)
+        if self.limits.max_in_flight > 1:
+            self.scheduler.launch(step)
+            self.check()
+        self.flight.append((packed, self.execute(packed)))
+        self.most_in_flight = max(self.most_in_flight, len(self.flight))
         if abort is not None:
             self.abort(abort)
+        if len(self.flight) == self.limits.max_in_flight:
+            self.land(outcome)
+
+    def land(self, outcome: str) -> None:
+        """The oldest step in flight ends well; or all are dropped, and with "failed" the oldest ends its requests."""
+        if not self.flight:
+            return
+        packed, tokens = self.flight[0]
         if outcome == "executed":
-            self.scheduler.commit(step, self.execute(packed))
-        else:
-            self.scribble(packed)
+            self.flight.popleft()
+            for row in packed.step.sample_rows:
+                self.unseen[packed.step.requests[row]].pop(0)
+            self.overruns += sum(
+                packed.step.requests[row].finish_reason in ("stop", "error") for row in packed.step.sample_rows
+            )
+            self.scheduler.commit(packed.step, tokens)
+            return
+        self.dropped |= len(self.flight) > 1
+        for lost, _ in self.flight:
+            self.scribble(lost)
+        self.flight.clear()
+        self.unseen.clear()
+        self.scheduler.drop_in_flight()
         if outcome == "failed":
-            self.interrupted.update(r for r in step.requests if r.status is not RequestStatus.FINISHED)
-            self.scheduler.fail(step, OstinatoError("injected"))
+            self.interrupted.update(r for r in packed.step.requests if r.status is not RequestStatus.FINISHED)
+            self.scheduler.fail(packed.step, OstinatoError("injected"))
 
     def drain(self) -> None:
         """Everything that was submitted ends, and everything is given back."""
@@ -189,7 +227,9 @@ class Machine:
     def pack(self, step: Step) -> Packed:
         self.check_rows(step)
         ends = [start + count for start, count in zip(step.starts, step.counts, strict=True)]
-        contexts = [entries(self.starts[r], r.token_ids[:end]) for r, end in zip(step.requests, ends, strict=True)]
+        known = [[*r.token_ids, *self.unseen.get(r, [])] for r in step.requests]
+        starts = [self.starts[request] for request in step.requests]
+        contexts = [entries(first, ids[:end]) for first, ids, end in zip(starts, known, ends, strict=True)]
         return Packed(step, [list(request.block_ids) for request in step.requests], contexts)
 
     def slots(self, packed: Packed, row: int, first: int) -> list[tuple[int, int]]:
@@ -208,7 +248,10 @@ class Machine:
             first = 0 if self.limits.window is None else max(0, start - self.limits.window + 1)
             read = [self.kv[block_id][offset] for block_id, offset in self.slots(packed, row, first)]
             assert read == context[first:]
-        return [sample(packed.contexts[row][-1]) for row in packed.step.sample_rows]
+        tokens = [sample(packed.contexts[row][-1]) for row in packed.step.sample_rows]
+        for row, token in zip(packed.step.sample_rows, tokens, strict=True):
+            self.unseen.setdefault(packed.step.requests[row], []).append(token)
+        return tokens
 
     def scribble(self, packed: Packed) -> None:
         for row, start in enumerate(packed.step.starts):
@@ -221,15 +264,22 @@ class Machine:
         assert 0 < sum(step.counts) == step.num_tokens <= self.limits.max_num_batched_tokens
         assert min(step.counts) > 0
         assert len(step.requests) <= self.limits.max_num_seqs
-        assert sorted(step.requests, key=id) == sorted(self.scheduler.running, key=id), "everybody progresses"
-        missing = [len(r.token_ids) - r.num_computed_tokens for r in step.requests]
+        going_on = [r for r in self.scheduler.running if not r.num_pending or r.num_tokens < r.max_length]
+        absent = [request for request in going_on if request not in step.requests]
+        assert set(step.requests) <= set(going_on)
+        chunks = [request for request in going_on if request.num_tokens - request.num_scheduled_tokens > 1]
+        newest = chunks[len(chunks) - len(absent) :]
+        assert absent == (newest if self.dropped else []), "everybody progresses, the oldest first"
+        assert not absent or step.num_tokens == self.limits.max_num_batched_tokens
+        missing = [r.num_tokens - r.num_scheduled_tokens for r in step.requests]
         assert [row for row, count in enumerate(step.counts) if count == missing[row]] == step.sample_rows
         assert missing == sorted(missing, key=lambda tokens: tokens > 1), "decode rows come first"
-        assert step.starts == [r.num_computed_tokens for r in step.requests]
+        assert step.starts == [r.num_scheduled_tokens for r in step.requests]
         assert step.is_decode == all(count == tokens == 1 for count, tokens in zip(step.counts, missing, strict=True))
         pairs = zip(step.requests, step.counts, missing, strict=True)
         cut = [request for request, count, tokens in pairs if count < tokens]
-        assert cut in ([], self.scheduler.running[-1:]), "only the newest has a chunk cut short"
+        assert len(cut) < 2
+        assert self.dropped or cut in ([], self.scheduler.running[-1:]), "only the newest has a chunk cut short"
         self.check_needed(step)
 
     def check_needed(self, step: Step) -> None:
@@ -241,9 +291,12 @@ class Machine:
             seen = seen_from(start, start + count, limits.window, limits.block_size)
             assert seen <= {cell for cell, block_id in enumerate(request.block_ids) if block_id}
             assert len(seen) <= most_blocks(1, count, limits.window, limits.block_size)
-            assert len(request.block_ids) == -(-(start + count) // limits.block_size), "no more than it is given"
+            given = -(-(start + count) // limits.block_size)
+            assert len(request.block_ids) == given or self.dropped, "no more than it is given"
+            assert len(request.block_ids) >= given
         held = sum(block_id != 0 for request in step.requests for block_id in request.block_ids)
-        assert held <= most_blocks(limits.max_num_seqs, limits.max_num_batched_tokens, limits.window, limits.block_size)
+        tokens = limits.max_num_batched_tokens * limits.max_in_flight
+        assert held <= most_blocks(limits.max_num_seqs, tokens, limits.window, limits.block_size)
 
     def check_null_cells(self) -> None:
         """Null is what no token still to be computed sees, and nothing else."""
@@ -297,6 +350,7 @@ limits = st.integers(1, 4).flatmap(
         max_num_seqs=st.just(seqs),
         max_num_batched_tokens=st.integers(seqs, 12),
         enable_prefix_caching=st.sampled_from([True, True, True, False]),
+        max_in_flight=st.sampled_from([1, 2, 2, 3]),
     )
 )
 windows = st.tuples(limits, st.integers(1, 34), st.integers(1, 16)).map(
@@ -439,11 +493,13 @@ def test_colliding_digests_cost_hits_and_nothing_else(monkeypatch: pytest.Monkey
 def test_a_long_random_run(seed: int) -> None:
     rng = random.Random(seed)
     seqs, size, tokens = rng.randint(3, 5), rng.randint(1, 4), rng.randint(32, 48)
-    machine = Machine(Limits(1 + tokens // size, size, seqs, rng.randint(seqs, 16)))
+    machine = Machine(Limits(1 + tokens // size, size, seqs, rng.randint(seqs, 16), max_in_flight=1 + seed % 2))
     for _ in range(125_000 if SOAK else 8_000):
         random_operation(machine, rng)
         machine.check()
     machine.drain()
+    assert machine.most_in_flight == machine.limits.max_in_flight
+    assert (machine.overruns > 0) == (machine.most_in_flight > 1)
     assert machine.scheduler.num_preemptions > 0
     assert machine.pool.evictions > 0
     assert machine.pool.hits > 0
@@ -456,7 +512,8 @@ def test_a_long_random_run_under_a_window(seed: int) -> None:
     seqs, size, window = rng.randint(2, 4), rng.randint(1, 4), rng.randint(5, 12)
     least = most_blocks(1, 1, window, size)
     num_blocks = 1 + rng.randint(least, 2 * least - 1)
-    machine = Machine(Limits(num_blocks, size, seqs, rng.randint(seqs, 16), max_model_len=48, window=window))
+    budget, ahead = rng.randint(seqs, 16), 1 + seed % 2
+    machine = Machine(Limits(num_blocks, size, seqs, budget, max_model_len=48, window=window, max_in_flight=ahead))
     for _ in range(125_000 if SOAK else 6_000):
         random_operation(machine, rng)
         machine.check()

@@ -8,43 +8,40 @@ from itertools import accumulate
 
 import pytest
 import torch
-from numpy.typing import DTypeLike
 from torch import Tensor
 
-from ostinato import step_buffers
+from deferred_stream import DeferredStream
+from ostinato.arena import Arena
 from ostinato.block_pool import BlockPool
-from ostinato.models.decode_step import Sampling
+from ostinato.graphs.streams import HostStream
+from ostinato.models.step_inputs import Sampling
 from ostinato.request import Request, RequestStatus
+from ostinato.sampling_buffers import MAX_BLOCKED_IDS
 from ostinato.sampling_params import SamplingParams
 from ostinato.scheduler import Scheduler
 from ostinato.step import Step
-from ostinato.step_buffers import MAX_BLOCKED_IDS, Arena, StepBuffers
+from ostinato.step_buffers import PackedStep, StepBuffers
 
 CPU = torch.device("cpu")
+RAN = HostStream(CPU, emulate=False).submit(lambda: None)
 EOS = frozenset({5, 9})
 NO_TOP_K = 1 << 24
 GARBAGE = 777
 """What a step that failed may leave on the device."""
 
 
-class DeviceArena(Arena):
-    """An arena whose device has memory of its own, as a GPU has: what is not uploaded is not seen."""
-
-    def __init__(self, fields: dict[str, tuple[tuple[int, ...], DTypeLike]], device: torch.device) -> None:
-        super().__init__(fields, device)
-        self._device_tensor = self._host_tensor.clone()
-        base = self._host_tensor.data_ptr()
-        for name, host in self.host.items():
-            part = self._device_tensor[host.ctypes.data - base :][: host.nbytes]
-            self.device[name] = part.view(self.device[name].dtype).view(host.shape)
-
-
 def make_buffers(sizes: Sizes) -> StepBuffers:
     limits = (sizes.max_num_seqs, sizes.budget, sizes.block_size, sizes.table_width)
-    with pytest.MonkeyPatch.context() as patch:
-        if sizes.separate:
-            patch.setattr(step_buffers, "Arena", DeviceArena)
-        return StepBuffers(*limits, CPU, fixed_width=sizes.fixed_width)
+    stream = DeferredStream(eagerness=1.0) if sizes.separate else HostStream(CPU, emulate=False)
+    return StepBuffers(*limits, stream, fixed_width=sizes.fixed_width)
+
+
+def bring_over(buffers: StepBuffers, packed: PackedStep) -> None:
+    """What the device does before a step: the copies, and in a decode step the cells that come with it."""
+    packed.upload()
+    rows = buffers.row_inputs(packed.rows)
+    if not packed.tokens and rows.table_at is not None and rows.table_value is not None:
+        buffers.state.block_table.view(-1)[rows.table_at] = rows.table_value
 
 
 @dataclass
@@ -84,12 +81,12 @@ class Machine:
         """The next step, packed and compared field by field."""
         step = self.scheduler.next_step()
         assert step is not None
+        self.packed = self.buffers.pack(step)
+        bring_over(self.buffers, self.packed)
         if step.is_decode:
-            self.buffers.pack_decode(step)
             check_decode(self, step)
         else:
-            tokens = self.buffers.pack_mixed(step)
-            check_mixed(self, step, tokens)
+            check_mixed(self, step, self.packed.tokens)
         check_common(self, step)
         return step
 
@@ -103,7 +100,7 @@ class Machine:
             request = step.requests[row]
             last_token[request.row_slot] = token
             self.held[request.row_slot] = request.admission, step.starts[row] + step.counts[row]
-        self.buffers.note_sampled(step)
+        self.buffers.launched(step, self.packed, RAN)
         self.scheduler.commit(step, tokens)
         return step
 
@@ -136,8 +133,10 @@ def check_decode(machine: Machine, step: Step) -> None:
     assert rows.context_lens.tolist() == [start + 1 for start in step.starts] + [1] * padding
     slots = [slot_of(request, start, sizes.block_size) for request, start in pairs]
     assert rows.slot_mapping.tolist() == slots + [0] * padding
-    fed = buffers.state.last_token[rows.row_slot].tolist()[: len(pairs)]
-    assert fed == [request.token_ids[start] for request, start in pairs]
+    fed = torch.where(rows.token_ids >= 0, rows.token_ids, buffers.state.last_token[rows.row_slot]).tolist()
+    assert fed[: len(pairs)] == [request.token_ids[start] for request, start in pairs]
+    held = [machine.is_held(request, start) for request, start in pairs]
+    assert rows.token_ids.lt(0).tolist() == held + [True] * padding
     check_sampling(machine, step.requests)
 
 
@@ -183,12 +182,12 @@ def variant_of(requests: list[Request]) -> Sampling:
 
 def check_sampling(machine: Machine, requests: list[Request]) -> None:
     inputs, rows = machine.buffers.sampling_inputs(machine.sizes.max_num_seqs), len(requests)
-    assert machine.buffers.sampling is variant_of(requests)
+    assert machine.packed.sampling is variant_of(requests)
     padding = machine.sizes.max_num_seqs - rows
 
     def matches(column: Tensor, values: list[float], pad: float) -> bool:
-        if machine.buffers.sampling is Sampling.GREEDY:  # the rows are not read, only padding is promised
-            return column[rows:].tolist() == [pad] * padding
+        if machine.packed.sampling is Sampling.GREEDY:  # nothing is read
+            return True
         return torch.equal(column, torch.tensor(values + [pad] * padding, dtype=column.dtype))
 
     params = [request.params for request in requests]
@@ -198,10 +197,10 @@ def check_sampling(machine: Machine, requests: list[Request]) -> None:
     assert matches(inputs.min_p, [p.min_p for p in params], 0)
     assert matches(inputs.seed, [(r.seed + (1 << 63)) % (1 << 64) - (1 << 63) for r in requests], 0)
     assert matches(inputs.position, [request.num_generated for request in requests], 0)
-    assert inputs.blocked[rows:].eq(0).all()
-    if machine.buffers.sampling is not Sampling.GREEDY:
+    if machine.packed.sampling is not Sampling.GREEDY:
         for row, request in enumerate(requests):
             assert set(inputs.blocked_ids[row][inputs.blocked[row] < 0].tolist()) == blocked_of(request)
+        assert inputs.blocked[rows:].eq(0).all()
 
 
 def check_common(machine: Machine, step: Step) -> None:
@@ -214,7 +213,7 @@ def check_common(machine: Machine, step: Step) -> None:
     assert buffers.state.block_table[buffers.spare_slot].eq(0).all()
     longest = max(start + count for start, count in zip(step.starts, step.counts, strict=True))
     needed = max(2, -(-longest // sizes.block_size))
-    assert buffers.width == (sizes.table_width if sizes.fixed_width else needed)
+    assert machine.packed.width == (sizes.table_width if sizes.fixed_width else needed)
 
 
 # Random lives.
@@ -313,12 +312,14 @@ def test_of_a_table_only_the_cells_that_changed_are_written() -> None:
     machine = Machine(Sizes(window=4, separate=True))  # 3 tokens a block
     request = machine.add([1, 2, 3, 4, 5], max_tokens=9)
     machine.run()
-    cells, written = machine.buffers._table_cells[request.row_slot], list[dict[int, int]]()
+    cells, written = machine.buffers.state.block_table[request.row_slot], list[dict[int, int]]()
     for _ in range(5):
         cells[:] = GARBAGE
         step = machine.scheduler.next_step()
         assert step is not None
-        machine.buffers.pack_decode(step)
+        packed = machine.buffers.pack(step)
+        bring_over(machine.buffers, packed)
+        assert len(packed.copies) == 1
         written.append({cell: int(block_id) for cell, block_id in enumerate(cells) if block_id != GARBAGE})
         machine.scheduler.commit(step, [7])
     assert written == [{}, {0: 0, 2: 3}, {}, {}, {1: 0, 3: 4}]  # at positions 5, 6, 7, 8, 9
@@ -343,7 +344,7 @@ def test_after_a_dropped_step_the_tokens_come_from_the_host() -> None:
     machine.drop()
     assert machine.buffers.state.last_token[request.row_slot] == GARBAGE
     machine.pack()
-    assert machine.buffers.state.last_token[request.row_slot] == 42
+    assert machine.buffers.row_inputs(1).token_ids.tolist() == [42]
 
 
 def test_a_decode_row_that_runs_beside_a_prompt_is_fed_from_the_device() -> None:
@@ -364,7 +365,7 @@ def test_min_tokens_holds_stop_ids_back_until_it_is_reached() -> None:
         machine.run([1])
         inputs = machine.buffers.sampling_inputs(1)
         blocked.append(set(inputs.blocked_ids[0][inputs.blocked[0] < 0].tolist()))
-        variants.append(machine.buffers.sampling)
+        variants.append(machine.packed.sampling)
     assert blocked[:2] == [{3, *EOS}] * 2
     assert variants == [Sampling.DRAWN, Sampling.DRAWN, Sampling.GREEDY, Sampling.GREEDY]
 
@@ -387,7 +388,7 @@ def test_as_many_stop_ids_as_there_is_room_for_are_held_back() -> None:
     request.eos_token_ids = frozenset(range(100, 100 + MAX_BLOCKED_IDS))
     step = machine.scheduler.next_step()
     assert step is not None
-    machine.buffers.pack_decode(step)
+    bring_over(machine.buffers, machine.buffers.pack(step))
     inputs = machine.buffers.sampling_inputs(1)
     assert set(inputs.blocked_ids[0].tolist()) == request.eos_token_ids
     assert inputs.blocked.eq(-torch.inf).all(-1).tolist() == [True]
@@ -412,17 +413,14 @@ def test_a_step_does_no_more_sampling_work_than_its_rows_ask_for(params: dict[st
     machine.add([1], temperature=0)
     machine.add([1], **params)
     machine.pack()
-    assert machine.buffers.sampling is variant
+    assert machine.packed.sampling is variant
 
 
 def test_the_addresses_that_graphs_hold_never_change() -> None:
     machine = Machine(Sizes(separate=True))
 
     def addresses() -> list[int]:
-        buffers = machine.buffers
-        state = (buffers.state.last_token, buffers.state.block_table, buffers.state.out)
-        views = (*buffers.row_inputs(2), *buffers.sampling_inputs(2), *buffers.token_inputs(3), *state)
-        return [tensor.data_ptr() for tensor in views]
+        return [tensor.data_ptr() for tensor in machine.buffers.named_tensors().values()]
 
     before = addresses()
     live(machine, random.Random(1), 60)
@@ -443,11 +441,13 @@ def test_a_new_engine_holds_nothing_but_padding() -> None:
 
 def test_fields_of_an_arena_lie_apart_and_aligned() -> None:
     """An odd number of 4-byte entries does not shift what follows to an address that 8-byte entries may not have."""
-    arena = Arena({"a": ((3,), "int32"), "b": ((2,), "int64"), "c": ((1,), "float32"), "d": ((2, 2), "int64")}, CPU)
-    for number, (name, host) in enumerate(arena.host.items()):
+    fields = {"a": ((3,), "int32"), "b": ((2,), "int64"), "c": ((1,), "float32"), "d": ((2, 2), "int64")}
+    arena = Arena(fields, DeferredStream())
+    for number, (name, host) in enumerate(arena.host[1].items()):
         host[:] = number + 1
         assert host.ctypes.data % 8 == 0
         assert arena.device[name].shape == host.shape
-    arena.upload()
+    ((to, source),) = arena.copies(1)
+    to.copy_(source)
     for number, name in enumerate(arena.device):
         assert arena.device[name].eq(number + 1).all()

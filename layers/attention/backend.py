@@ -6,7 +6,7 @@ from enum import Enum
 
 
 class AttentionBackend(Enum):
-    """An implementation of paged attention. It is part of a step's metadata, so a compiled layer knows it statically."""
+    """An implementation of paged attention; part of a step's metadata, so a compiled layer knows it statically."""
 
     TORCH = "torch"
     """ATen operations: any device, compiled by Inductor, recorded by emulated graphs."""

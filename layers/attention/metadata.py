@@ -37,7 +37,8 @@ class AttentionMetadata(NamedTuple):
     """Who attends."""
     host: Tensor | None = None
     """``[3] int64`` on the CPU, of a varlen step: most new tokens of a row, longest context, 1 if a row has cached
-    tokens. For opaque operators, which read it without a sync; None in a captured step, where nothing may depend on it.
+    tokens. Opaque operators read it without a sync. In a step that is captured these are bounds that hold for every
+    replay; None where nobody needs them.
     """
 
 

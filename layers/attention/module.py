@@ -62,4 +62,3 @@ class Attention(nn.Module):
         if spec.qk_norm == "head":
             q, k = self.q_norm(q), self.k_norm(k)
         return q, k, v
-

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ostinato.layers.attention.backend import AttentionBackend
 from ostinato.layers.attention.decode import decode_attention
+from ostinato.layers.attention.flash_ops import attend as attend_by_flash
 from ostinato.layers.attention.metadata import AttentionMetadata
 from ostinato.layers.attention.scoring import Scoring
 from ostinato.layers.attention.varlen import varlen_attention
@@ -30,6 +31,8 @@ def write_and_attend(
         write_pages(v_cache, v, meta.slot_mapping)
         return _by_torch(q, k_cache, v_cache, meta, scoring)
     torch.ops.ostinato.write_kv(k, v, k_cache, v_cache, meta.slot_mapping)
+    if meta.backend is AttentionBackend.FLASH:
+        return attend_by_flash(q, k, v, k_cache, v_cache, meta, scoring)
     return _by_triton(q, k_cache, v_cache, meta, scoring)
 
 
@@ -42,7 +45,8 @@ def _by_torch(q: Tensor, k_cache: Tensor, v_cache: Tensor, meta: AttentionMetada
     table, lengths = meta.block_table, meta.context_lens
     if meta.cu_seqlens_q is None:
         return decode_attention(q, k_cache, v_cache, table, lengths, scoring, meta.table_start)
-    return varlen_attention(q, k_cache, v_cache, table, lengths, meta.cu_seqlens_q, *scoring)
+    attended: Tensor = varlen_attention(q, k_cache, v_cache, table, lengths, meta.cu_seqlens_q, *scoring)
+    return attended
 
 
 def _by_triton(q: Tensor, k_cache: Tensor, v_cache: Tensor, meta: AttentionMetadata, scoring: Scoring) -> Tensor:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 import math
+import os
 from collections.abc import Iterator
 from itertools import zip_longest
 from typing import Any
@@ -15,6 +16,10 @@ import pytest
 import torch
 
 from ostinato import LLM, SamplingParams
+from ostinato.errors import OstinatoError
+from ostinato.graphs.cuda_graph import CudaGraph
+from ostinato.graphs.graph import eager_break
+from ostinato.graphs.streams import stream_of
 
 pytestmark = pytest.mark.gpu
 
@@ -28,6 +33,9 @@ PROMPTS = [
 LENGTH: dict[str, Any] = {"max_tokens": 32, "ignore_eos": True}
 GREEDY = SamplingParams(temperature=0, **LENGTH)
 SAMPLED = [SamplingParams(temperature=0.8, top_k=40, top_p=0.95, seed=seed, **LENGTH) for seed in range(5)]
+CYCLES = 10  # of opening and closing an engine; 50 with OSTINATO_SOAK=1
+if os.environ.get("OSTINATO_SOAK") == "1":
+    CYCLES = 50
 OPTIONS: dict[str, Any] = {"dtype": "float32", "max_num_seqs": 6, "max_model_len": 256}
 
 
@@ -73,6 +81,113 @@ def test_every_execution_gives_the_greedy_tokens_of_the_cpu(execution: str, cpu_
         assert generate(llm, GREEDY) == cpu_tokens
 
 
+@pytest.mark.parametrize("backend", ["triton", "torch"])
+@pytest.mark.parametrize("execution", ["graph", "eager"])
+def test_every_attention_backend_gives_the_greedy_tokens_of_the_cpu(
+    backend: str, execution: str, cpu_tokens: list[list[int]]
+) -> None:
+    with on_gpu(attention_backend=backend, execution=execution) as llm:
+        assert llm.plan.attention.backend.value == backend
+        assert generate(llm, GREEDY) == cpu_tokens
+
+
+@pytest.mark.parametrize("block_size", [16, 64, 256])
+def test_every_block_size_gives_the_greedy_tokens_of_the_cpu(block_size: int, cpu_tokens: list[list[int]]) -> None:
+    with on_gpu(block_size=block_size) as llm:
+        assert generate(llm, GREEDY) == cpu_tokens
+
+
+def test_what_was_asked_for_and_is_not_there_is_said_and_replaced(cpu_tokens: list[list[int]]) -> None:
+    """flash-attn has no float32, installed or not."""
+    with pytest.warns(RuntimeWarning, match="flash-attn has no float32"):
+        llm = on_gpu(attention_backend="flash")
+    with llm:
+        assert generate(llm, GREEDY) == cpu_tokens
+
+
+def test_the_next_step_is_launched_before_the_last_tokens_are_read(graphed: LLM) -> None:
+    core, seen = graphed._core, list[int]()
+    launch = core.runner.launch
+
+    def noting(step: Any) -> Any:
+        seen.append(len(core.scheduler.in_flight))
+        return launch(step)
+
+    core.runner.launch = noting  # type: ignore[method-assign]
+    try:
+        generate(graphed, GREEDY, PROMPTS[:1])
+    finally:
+        core.runner.launch = launch  # type: ignore[method-assign]
+    assert seen[0] == 0
+    assert set(seen[1:]) == {1}
+
+
+def test_debug_mode_names_a_weight_that_moved() -> None:
+    with on_gpu(debug=True) as llm:
+        generate(llm, GREEDY)
+        weight = next(iter(llm._core.runner.open_model.decoder.parameters()))  # type: ignore[attr-defined]
+        weight.data = weight.data.clone()
+        with pytest.raises(OstinatoError, match="has moved since the graphs were captured"):
+            generate(llm, GREEDY)
+
+
+def test_a_region_that_cannot_be_captured_splits_the_graph() -> None:
+    """It synchronises in the midst of the step, which no capture would allow."""
+    device = torch.device("cuda")
+    stream = stream_of(device, emulate=False)
+    x, out = torch.ones(4, device=device), torch.zeros(4, device=device)
+
+    @eager_break
+    def through_the_host(t: torch.Tensor) -> torch.Tensor:
+        return torch.tensor([value + 1 for value in t.tolist()], device=device)
+
+    def step() -> None:
+        out.copy_(through_the_host(x * 2) * 10)
+
+    torch.cuda.synchronize()
+    stream.submit(step)
+    graph = stream.new_graph()
+    stream.submit(lambda: graph.capture(step)).wait()
+    for value in (3.0, 7.0):
+        stream.submit(lambda value=value: x.fill_(value))  # type: ignore[misc]
+        stream.submit(graph.replay).wait()
+        assert out.tolist() == [(2 * value + 1) * 10] * 4
+    assert len(graph.breaks) == 1
+    graph.reset()
+    stream.close()
+
+
+def test_out_of_memory_at_a_capture_drops_that_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    capture = CudaGraph.capture
+    calls = []
+
+    def failing(self: CudaGraph, step: Any) -> None:
+        def greedy_step() -> None:
+            step()
+            if len(calls) == 2:  # in the midst of the capture, with memory that is not there
+                torch.empty(1 << 50, dtype=torch.uint8, device="cuda")
+
+        calls.append(step)
+        capture(self, greedy_step)
+
+    monkeypatch.setattr(CudaGraph, "capture", failing)
+    with pytest.warns(RuntimeWarning, match="no graphs for batch sizes 6, such steps run slower: CUDA out of memory"):
+        llm = on_gpu()
+    with llm:
+        assert 6 not in llm.stats().replays
+        assert len(generate(llm, GREEDY, [*PROMPTS, PROMPTS[0]])) == 6
+        assert llm.stats().eager_fallbacks
+
+
+def test_memory_is_measured_and_adds_up() -> None:
+    with on_gpu() as llm:
+        memory = llm.memory
+        assert memory.activations is not None
+        assert memory.activations > memory.logits > 0
+        assert memory.graphs > 0
+        assert memory.kv_cache == llm.plan.kv_cache_bytes
+
+
 def test_every_batch_size_gives_the_greedy_tokens_of_the_cpu(graphed: LLM, cpu_tokens: list[list[int]]) -> None:
     for size in range(1, len(PROMPTS) + 1):
         assert generate(graphed, GREEDY, PROMPTS[:size]) == cpu_tokens[:size]
@@ -92,6 +207,7 @@ def test_decode_steps_replay_captured_graphs(graphed: LLM) -> None:
     decode_steps = after.steps - before.steps - (after.mixed_steps - before.mixed_steps)
     assert sum(replays.values()) == decode_steps >= 31
     assert replays[3] > 0
+    assert after.prefill_replays
     assert after.eager_fallbacks == {}
 
 
@@ -99,7 +215,8 @@ def test_nothing_is_compiled_or_captured_after_warm_up(graphed: LLM) -> None:
     generate(graphed, GREEDY)
     generate(graphed, SAMPLED)
     stats = graphed.stats()
-    assert stats.captures == len(graphed.plan.capture_sizes) * 3
+    sizes = len(graphed.plan.capture_sizes) + len(graphed.plan.prefill_capture_sizes)
+    assert stats.captures == sizes * len(graphed._core.runner.kinds)
     assert stats.captures_after_warmup == 0
     assert stats.compiles_after_warmup == 0
 
@@ -153,7 +270,7 @@ def test_closing_gives_the_memory_back() -> None:
         generate(llm, GREEDY)
     del llm
     before = held()
-    for _ in range(2):
+    for _ in range(CYCLES):
         llm = on_gpu(kv_cache_memory="64MiB")
         generate(llm, GREEDY)
         assert held() > before + (64 << 20)

@@ -1,0 +1,61 @@
+"""Which implementation of attention an engine uses on its device, and why: found out before anything is allocated."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+
+import torch
+
+from ostinato.layers.attention.backend import AttentionBackend
+from ostinato.layers.attention.flash import FlashBuild, FlashKind, preferred_block_size
+from ostinato.layers.attention.flash_detect import detect
+from ostinato.layers.kernels.availability import triton_problem
+
+DEFAULT_BLOCK_SIZE = 16
+SERVE_DECODE = (FlashKind.FLASH3, FlashKind.FLASH2)
+"""What is taken unasked: the others serve prompts only, and everything else falls to our kernels."""
+
+
+@dataclass(frozen=True)
+class Attention:
+    """The implementation, why it is that one, and the block size (tokens) that it likes best."""
+
+    backend: AttentionBackend
+    reason: str
+    block_size: int = DEFAULT_BLOCK_SIZE
+
+
+def choose_attention(wanted: str, device: torch.device, dtype: torch.dtype) -> Attention:
+    """The backend ``wanted`` ("auto", "triton", "flash" or "torch"), or the next one that the device can use.
+
+    A backend asked for by name that cannot be used is a warning, which says why.
+    """
+    if wanted == "torch":
+        return Attention(AttentionBackend.TORCH, "asked for")
+    if wanted == "auto" and device.type == "cpu":
+        return Attention(AttentionBackend.TORCH, "compiled for this CPU by Inductor")
+    passed_over: list[str] = []
+    if wanted in ("auto", "flash"):
+        build = _flash(device, dtype)
+        if isinstance(build, FlashBuild) and (wanted == "flash" or build.kind in SERVE_DECODE):
+            return Attention(AttentionBackend.FLASH, build.name, preferred_block_size(build))
+        passed_over.append(f"flash: {f'{build.name} serves prompts only' if isinstance(build, FlashBuild) else build}")
+    problem = triton_problem(device)
+    if problem is None:
+        chosen = Attention(AttentionBackend.TRITON, "; ".join(["our kernels", *passed_over]))
+    else:
+        passed_over.append(f"triton: {problem}")
+        chosen = Attention(AttentionBackend.TORCH, "; ".join(passed_over))
+    if wanted not in ("auto", chosen.backend.value):
+        text = f"attention_backend={wanted!r} cannot be used, {chosen.backend.value!r} is: {'; '.join(passed_over)}"
+        warnings.warn(text, RuntimeWarning, stacklevel=4)
+    return chosen
+
+
+def _flash(device: torch.device, dtype: torch.dtype) -> FlashBuild | str:
+    """flash-attn beside our kernels, which write the pages and serve what it does not; or why not."""
+    if dtype not in (torch.float16, torch.bfloat16):
+        return f"flash-attn has no {str(dtype).removeprefix('torch.')}"
+    problem = triton_problem(device)
+    return detect(device) if problem is None else f"it needs our kernels beside it: {problem}"

@@ -1,0 +1,57 @@
+"""The tensors that graphs read and write by address, by name: has one of them moved since the capture?
+
+A captured graph keeps addresses. A weight that is reloaded into new memory, or an input buffer made anew, leaves it
+reading the old memory without a word (vllm#48941, pytorch#170646). The check is a dozen microseconds per hundred
+tensors: for debugging.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+from torch import Tensor
+
+from ostinato.layers.errors import CaptureError
+
+
+class Place(NamedTuple):
+    """Where a tensor lies and how it is read."""
+
+    address: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> Place:
+        """The place of ``tensor`` now."""
+        return cls(tensor.data_ptr(), tuple(tensor.shape), tuple(tensor.stride()))
+
+
+class AddressRegistry:
+    """Remembers where named tensors lie, and says which one has moved."""
+
+    def __init__(self, tensors: Callable[[], Mapping[str, Tensor]]) -> None:
+        """``tensors`` looks them up anew at every call: an attribute that was reassigned gives the new tensor."""
+        self._tensors = tensors
+        self._places: dict[str, Place] = {}
+
+    def note(self) -> None:
+        """Remember: the graphs have just been captured."""
+        self._places = {name: Place.of(tensor) for name, tensor in self._tensors().items()}
+
+    def check(self) -> None:
+        """Raise ``CaptureError`` naming what is gone, new, or lies elsewhere or otherwise than noted."""
+        now = self._tensors()
+        for name, noted in self._places.items():
+            if name not in now:
+                raise CaptureError(f"{name} is gone; the captured graphs still read its memory")
+            place = Place.of(now[name])
+            if place != noted:
+                raise CaptureError(f"{name} has moved since the graphs were captured: {_change(noted, place)}")
+
+
+def _change(old: Place, new: Place) -> str:
+    if old.address != new.address:
+        return f"from {old.address:#x} to {new.address:#x}; the graphs read the old memory (copy_ into it instead)"
+    return f"shape {old.shape} and strides {old.strides} became {new.shape} and {new.strides}"

@@ -1,0 +1,103 @@
+"""A model that adds up its context exactly: any wrong token, place, page, table or length changes what it says next.
+
+Its one layer stores each token in the pages, as any layer stores its keys, and reads the whole context back through the
+block table. The next token's logits are a function of a weighted sum over that context, in integers. ``next_token`` is
+the same from a plain list of tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ostinato.layers.attention.metadata import AttentionMetadata
+from ostinato.layers.sampler import SamplingInputs
+from ostinato.models.decode_step import sample_by_passes
+from ostinato.models.spec import AttentionSpec, FfnSpec, LayerSpec, ModelSpec, NormSpec
+from ostinato.models.step_inputs import Sampling
+from ostinato.sampling_params import SamplingParams
+
+VOCABULARY = 53
+MODULUS = 1_000_003
+SPEC = ModelSpec(
+    "Counting",
+    VOCABULARY,
+    2,
+    (LayerSpec(AttentionSpec(1, 1, 1, 1.0, None), FfnSpec(1, "silu")),),
+    NormSpec(1e-5),
+    False,
+    64,
+    "float32",
+)
+
+
+def _weight(position: Tensor) -> Tensor:
+    return (position + 3) * (position + 11) % 1009
+
+
+class CountingModel(torch.nn.Module):
+    """The surface of ``models.decode_step.StepDecoder``."""
+
+    spec = SPEC
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = torch.nn.Identity()
+        self.layers = [self._layer]
+        table = torch.Generator().manual_seed(0)
+        self.logits = torch.nn.Parameter(torch.randn(211, VOCABULARY, generator=table), requires_grad=False)
+
+    @property
+    def kinds(self) -> tuple[LayerSpec, ...]:
+        return self.spec.layers
+
+    def embed_tokens(self, token_ids: Tensor, positions: Tensor) -> Tensor:
+        return torch.stack([token_ids, positions], dim=1)
+
+    def caches_of_layers(self, kv_cache: Any) -> Any:
+        return kv_cache
+
+    def _layer(self, x: Tensor, keys: Tensor, values: Tensor, meta: AttentionMetadata) -> Tensor:
+        keys.view(-1).index_copy_(0, meta.slot_mapping, x[:, 0].to(keys.dtype))
+        rows = self._rows(x, meta)
+        context = keys[meta.block_table[rows]].flatten(1)  # [tokens, width * block_size]
+        at = torch.arange(context.shape[1])[None, :]
+        seen = at <= x[:, 1:2]
+        total = torch.where(seen, (context.nan_to_num().long() + 1) * _weight(at), 0).sum(1)
+        shorter = torch.where(meta.context_lens[rows] > x[:, 1], 0, 17)  # a context that ends before its token
+        return ((total + shorter) % MODULUS)[:, None]
+
+    @staticmethod
+    def _rows(x: Tensor, meta: AttentionMetadata) -> Tensor:
+        """The row of each token; padding tokens belong to the last."""
+        if meta.cu_seqlens_q is None:
+            return torch.arange(len(x))
+        ends = meta.cu_seqlens_q[1:].long()
+        return torch.searchsorted(ends, torch.arange(len(x)), right=True).clamp_max(len(ends) - 1)
+
+    def compute_logits(self, hidden: Tensor) -> Tensor:
+        return self.logits[hidden[:, 0] % 211]
+
+
+def next_token(model: CountingModel, tokens: Sequence[int], params: SamplingParams, seed: int, index: int) -> int:
+    """What the model generates after ``tokens``, as the ``index``-th token of its request: nothing remembered."""
+    at = torch.arange(len(tokens))
+    total = int(((torch.tensor(tokens) + 1) * _weight(at)).sum()) % MODULUS
+    logits = model.logits[[total % 211]].clone()
+    if params.greedy:
+        return int(logits.argmax())
+    one = torch.ones(1)
+    inputs = SamplingInputs(
+        one * params.temperature,
+        one * (params.top_k or 1 << 24),
+        one * params.top_p,
+        one * params.min_p,
+        torch.tensor([seed - (1 << 64) if seed >> 63 else seed]),
+        torch.tensor([index]),
+        torch.zeros(1, 1, dtype=torch.int64),
+        torch.zeros(1, 1),
+    )
+    return int(sample_by_passes()(logits, Sampling.FILTERED, inputs))

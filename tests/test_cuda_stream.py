@@ -1,0 +1,131 @@
+"""A whole engine through ``CudaStream`` and ``CudaGraph`` themselves, over stand-ins for what torch does on a GPU."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import fake_cuda
+from engines import checkpoint, prompts, reference_tokens
+from ostinato import EngineConfig, SamplingParams
+from ostinato.core import EngineCore
+from ostinato.graphs import streams
+from ostinato.graphs.graph import eager_break
+from ostinato.graphs.streams import CudaStream
+from ostinato.load import load_decoder
+from ostinato.models.checkpoint import read_config
+from ostinato.output_processor import OutputProcessor
+from ostinato.request import Request
+from ostinato.runner import ModelRunner
+
+CPU = torch.device("cpu")
+GREEDY = SamplingParams(temperature=0, max_tokens=12)
+
+
+@pytest.fixture
+def log(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    zeros = torch.zeros
+    monkeypatch.setattr(
+        streams.torch, "zeros", lambda *args, pin_memory=False, **kwargs: zeros(*args, **kwargs), raising=True
+    )
+    return fake_cuda.install(monkeypatch)
+
+
+def core_on_stream(spoil: Any = lambda decoder: None, **options: Any) -> EngineCore:
+    folder = checkpoint("qwen3")[0]
+    settings: dict[str, Any] = {
+        "max_num_seqs": 4,
+        "capture_sizes": [1, 2, 4],
+        "prefill_capture_sizes": [32],
+        "debug": True,
+    }
+    config = EngineConfig(folder, device="cpu", execution="emulate", max_model_len=128, **(settings | options))
+    plan = replace(config.resolve(), num_blocks=20)
+    decoder = load_decoder(plan, read_config(folder), lambda *_: None)
+    spoil(decoder)
+    runner = ModelRunner(plan, decoder, CudaStream(CPU, emulate=False))
+    runner.warm_up()
+    return EngineCore(plan, runner)
+
+
+def run(core: EngineCore, wanted: list[list[int]]) -> list[list[int]]:
+    requests = []
+    for number, prompt in enumerate(wanted):
+        request = Request(number, prompt, GREEDY, number, frozenset())
+        core.add(request, OutputProcessor(None, request, None))
+        requests.append(request)
+        core.step()
+    while any(core.is_live(request) for request in requests):
+        core.step()
+    return [request.output_token_ids for request in requests]
+
+
+def test_an_engine_captures_replays_and_gives_the_reference_tokens(log: list[str]) -> None:
+    core, wanted = core_on_stream(), prompts(5, seed=12)
+    captures = (3 + 1) * 3  # sizes and prompt sizes, for each amount of sampling
+    assert log.count("begin") == log.count("end") == captures == core.stats().captures
+    assert run(core, wanted) == [reference_tokens("qwen3", prompt, 12) for prompt in wanted]
+    stats = core.stats()
+    assert log.count("replay") == sum(stats.replays.values()) + sum(stats.prefill_replays.values()) > 12
+    assert stats.graph_bytes == 3 << 20
+    core.close()
+    assert log.count("reset") == captures
+    assert log[-1] == "empty_cache"
+
+
+def test_a_region_of_the_model_that_cannot_be_captured_splits_every_graph(log: list[str]) -> None:
+    def spoil(decoder: Any) -> None:
+        compute_logits = decoder.compute_logits
+
+        @eager_break
+        def logits_through_the_host(hidden: Tensor) -> Tensor:
+            return torch.tensor(compute_logits(hidden).tolist())
+
+        decoder.compute_logits = logits_through_the_host
+
+    core, wanted = core_on_stream(spoil, prefill_capture_sizes=[]), prompts(3, seed=13)
+    assert run(core, wanted) == [reference_tokens("qwen3", prompt, 12) for prompt in wanted]
+    (name,) = core.stats().eager_breaks
+    assert name.endswith("logits_through_the_host")
+    assert log.count("begin") == 2 * core.stats().captures
+
+
+def test_a_step_that_synchronises_is_refused_with_its_size(log: list[str]) -> None:
+    def spoil(decoder: Any) -> None:
+        norm = decoder.norm.forward
+
+        def synchronising(x: Tensor) -> Tensor:
+            torch.cuda.Stream().synchronize()
+            return norm(x)
+
+        decoder.norm.forward = synchronising
+
+    with pytest.raises(
+        Exception, match=r"batch size 4, Sampling.GREEDY: CUDA error: operation not permitted .* \(900\)"
+    ):
+        core_on_stream(spoil)
+    assert not fake_cuda.State.capturing
+
+
+def test_out_of_memory_at_the_nth_capture_is_survived_and_said(log: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = prompts(4, seed=14)
+    begin = fake_cuda.CUDAGraph.capture_begin
+
+    def failing(self: fake_cuda.CUDAGraph, **kwargs: Any) -> None:
+        begin(self, **kwargs)
+        if log.count("begin") == 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 3.00 GiB")
+
+    monkeypatch.setattr(fake_cuda.CUDAGraph, "capture_begin", failing)
+    with pytest.warns(RuntimeWarning, match=r"no graphs for batch sizes 4, such steps run slower: CUDA out of memory"):
+        core = core_on_stream()
+    assert run(core, wanted) == [reference_tokens("qwen3", prompt, 12) for prompt in wanted]
+    stats = core.stats()
+    assert stats.replays.keys() <= {1, 2}
+    ((reason, count),) = stats.eager_fallbacks.items()
+    assert reason == "no memory for graphs of batch sizes 4"
+    assert count > 0

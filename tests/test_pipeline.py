@@ -1,0 +1,363 @@
+"""The way of a step through a device that works on its own: launched ahead, packed in turns, collected late.
+
+The engine's own code end to end (core, scheduler, buffers, runner, graph sets) over ``DeferredStream``, which lags
+behind at random as a GPU may. What comes out is compared with a plain loop per request. Every fault of that kind that
+we know of is put in on purpose, and must be seen.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from counting_model import SPEC, VOCABULARY, CountingModel, next_token
+from deferred_stream import DeferredStream
+from engines import checkpoint, prompts, reference_tokens
+from ostinato import EngineConfig, SamplingParams
+from ostinato.attention_choice import Attention
+from ostinato.core import EngineCore, StepFault
+from ostinato.layers.attention.backend import AttentionBackend
+from ostinato.layers.errors import CaptureError
+from ostinato.load import load_decoder
+from ostinato.models.checkpoint import read_config
+from ostinato.output_processor import OutputProcessor
+from ostinato.plan import Plan
+from ostinato.request import Request, RequestStatus
+from ostinato.runner import ModelRunner
+
+SCHEDULES = {"emulated": 300, "drawn": 100, "called": 1_200}
+"""Per part: 10,000 in all. Recorded graphs are slow to replay here, and so is the sampler."""
+PARTS = [
+    ("emulated", 0),
+    ("emulated", 1),
+    *(("drawn", seed) for seed in range(2, 4)),
+    *(("called", 4 + i) for i in range(8)),
+]
+EOS = frozenset({1, 2})
+TORCH = Attention(AttentionBackend.TORCH, "for tests")
+
+
+def counting_plan(**options: Any) -> Plan:
+    """A plan of a small engine over ``CountingModel``."""
+    settings: dict[str, Any] = {
+        "max_num_seqs": 4,
+        "max_num_batched_tokens": 12,
+        "execution": "emulate",
+        "block_size": 3,
+    }
+    config = EngineConfig("demo", device="cpu", **(settings | {"prefill_capture_sizes": [4, 8]} | options))
+    blocks = 1 + 60 // (config.block_size or 1)
+    return Plan(
+        config=config,
+        folder=Path(),
+        model_impl="ostinato",
+        spec=SPEC,
+        device=torch.device("cpu"),
+        dtype=torch.float32,
+        num_threads=torch.get_num_threads(),
+        attention=TORCH,
+        block_size=config.block_size or 1,
+        max_model_len=40,
+        window=None,
+        num_blocks=blocks,
+        capture_sizes=(1, 2, 4),
+        prefill_capture_sizes=config.prefill_capture_sizes or (),
+        num_parameters=0,
+        weight_bytes=0,
+        kv_bytes_per_token=8,
+        free_bytes=1 << 30,
+        notes=(),
+    )
+
+
+class Engine:
+    """One core on one deferred stream, and what each request must give."""
+
+    def __init__(self, seed: int, *, emulate: bool = True, draws: float = 0.0, **options: Any) -> None:
+        """``draws``: the share of requests that are not greedy."""
+        self.rng, self.draws = random.Random(seed), draws
+        self.model = CountingModel()
+        self.stream = DeferredStream(seed, eagerness=self.rng.choice([0.0, 0.3, 0.7]), emulate=emulate)
+        plan = counting_plan(**options)
+        self.runner = ModelRunner(plan, self.model, self.stream)
+        self.runner.warm_up()
+        self.core = EngineCore(plan, self.runner)
+        self.requests: list[Request] = []
+        self.aborted: set[Request] = set()
+        self.made = 0
+
+    def submit(self) -> Request:
+        rng = self.rng
+        prompt = [rng.randrange(VOCABULARY) for _ in range(rng.choice([1, 1, 2, 5, 9, 17]))]
+        if self.requests and rng.random() < 0.5:
+            prompt = (self.requests[-1].token_ids + prompt)[:20]
+        kind: dict[str, Any] = {"temperature": 0}
+        if rng.random() < self.draws:
+            kind = {"temperature": 1.0, "top_k": rng.choice([0, 5]), "top_p": rng.choice([1.0, 0.8])}
+        params = SamplingParams(max_tokens=rng.randint(1, 12), ignore_eos=rng.random() < 0.4, **kind)
+        request = Request(self.made, prompt, params, rng.randrange(1 << 64), EOS)
+        self.made += 1
+        self.core.add(request, OutputProcessor(None, request, None))
+        self.requests.append(request)
+        return request
+
+    def schedule(self) -> None:
+        """Some requests, submitted between steps, some aborted on the way; all of them run to their end."""
+        self.requests, waiting = [], self.rng.randint(1, 6)
+        while waiting or any(self.core.is_live(request) for request in self.requests):
+            if waiting and self.rng.random() < 0.5:
+                self.submit()
+                waiting -= 1
+            if self.rng.random() < 0.02 and self.requests:
+                self.abort(self.rng.choice(self.requests))
+            self.core.step()
+            self.core.scheduler.check()
+        for request in self.requests:
+            self.check(request)
+
+    def abort(self, request: Request) -> None:
+        if request.status is not RequestStatus.FINISHED:
+            self.aborted.add(request)
+        self.core.scheduler.finish(request, "abort")
+
+    def check(self, request: Request) -> None:
+        want = self.expected(request)
+        got = request.output_token_ids
+        assert got == (want[: len(got)] if request in self.aborted else want), request
+
+    def expected(self, request: Request) -> list[int]:
+        tokens, params = list(request.prompt_token_ids), request.params
+        generated: list[int] = []
+        limit = min(params.max_tokens, 40 - len(tokens))
+        while len(generated) < limit:
+            token = next_token(self.model, tokens, params, request.seed, len(generated))
+            tokens.append(token)
+            generated.append(token)
+            if token in EOS and not params.ignore_eos:
+                break
+        return generated
+
+
+@pytest.mark.parametrize(("kind", "seed"), PARTS)
+def test_random_schedules_with_delays_lose_and_repeat_no_token(kind: str, seed: int) -> None:
+    assert sum(SCHEDULES[kind] for kind, _ in PARTS) >= 10_000
+    draws = 0.5 if kind == "drawn" else 0.0
+    options: dict[str, Any] = {"enable_prefix_caching": seed % 3 > 0, "debug": seed % 2 == 0}
+    engine = Engine(seed, emulate=kind != "called", draws=draws, **options)
+    for _ in range(SCHEDULES[kind]):
+        engine.schedule()
+    stats = engine.core.stats()
+    assert engine.stream.lag >= 2 or engine.stream._eagerness > 0
+    assert stats.replays.keys() == {1, 2, 4}
+    assert stats.prefill_replays.keys() == {4, 8}
+    assert stats.mixed_steps > sum(stats.prefill_replays.values()) > 0
+    assert stats.captures_after_warmup == 0
+    assert stats.blocks_used == 0
+    assert stats.preemptions > 0 or kind == "drawn"
+    assert stats.prefix_hits > 0 or not engine.core.plan.config.enable_prefix_caching
+
+
+def test_the_next_step_is_launched_before_the_last_has_run() -> None:
+    engine = Engine(3, debug=True)
+    engine.stream._eagerness = 0.0
+    request = engine.submit()
+    request.params = replace_tokens(request.params, 9)
+    launched: list[int] = []
+    launch = engine.runner.launch
+
+    def noting(step: Any) -> Any:
+        launched.append(request.num_generated)
+        return launch(step)
+
+    engine.runner.launch = noting  # type: ignore[method-assign]
+    for _ in range(4):
+        engine.core.step()
+    assert launched[1:4] == [0, 1, 2]  # of token i + 1 nothing is known when the step that draws token i + 2 leaves
+
+
+def replace_tokens(params: SamplingParams, count: int) -> SamplingParams:
+    return SamplingParams(temperature=params.temperature, max_tokens=count, ignore_eos=True)
+
+
+def test_a_fault_in_a_step_ends_its_requests_and_the_others_lose_nothing() -> None:
+    engine = Engine(11)
+    for number in range(30):
+        launch, calls = engine.runner.launch, [0]
+        fails_at = engine.rng.randint(1, 8)
+
+        def failing(step: Any, launch: Any = launch, calls: Any = calls, fails_at: int = fails_at) -> Any:
+            calls[0] += 1
+            if calls[0] == fails_at:
+                raise ZeroDivisionError("injected")
+            return launch(step)
+
+        engine.runner.launch = failing  # type: ignore[method-assign]
+        try:
+            engine.schedule()
+        except StepFault:
+            failed = [request for request in engine.requests if request.finish_reason == "error"]
+            assert failed or number
+            while any(engine.core.is_live(request) for request in engine.requests):
+                engine.core.step()
+            engine.aborted |= set(failed)
+            for request in engine.requests:
+                engine.check(request)
+        engine.runner.launch = launch  # type: ignore[method-assign]
+    assert engine.core.stats().blocks_used == 0
+
+
+# Faults put in on purpose: each must change what comes out, or be named.
+
+
+def run_and_compare(engine: Engine) -> bool:
+    """Whether random work still gives what it must."""
+    try:
+        for _ in range(60):
+            engine.schedule()
+    except AssertionError:
+        return False
+    return True
+
+
+def test_a_host_buffer_written_too_early_is_caught() -> None:
+    """One turn instead of two: the next step is packed over what the last one's copy has yet to read."""
+    engine = Engine(0)
+    assert run_and_compare(engine)
+    buffers = engine.runner.buffers
+    engine.stream._eagerness = 0.0
+    buffers._turns = [None]
+    pack = buffers.pack
+
+    def forgetful(step: Any, pad: int = 0) -> Any:
+        buffers._turns = [None]
+        return pack(step, pad)
+
+    buffers.pack = forgetful  # type: ignore[method-assign]
+    assert not run_and_compare(engine)
+
+
+def test_a_result_read_too_early_is_caught() -> None:
+    engine = Engine(1)
+    engine.stream._eagerness = 0.0
+    engine.runner.collect = lambda flight: flight.tokens.tolist()  # type: ignore[method-assign]
+    assert not run_and_compare(engine)
+
+
+def test_a_scalar_frozen_at_capture_is_caught() -> None:
+    """A layer that takes its longest context from the host: right when captured, wrong in every replay after it."""
+    engine = Engine(2)
+    layer = engine.model._layer
+
+    def frozen(x: Any, keys: Any, values: Any, meta: Any) -> Any:
+        longest = int(meta.context_lens.max())
+        return layer(x, keys, values, meta._replace(context_lens=meta.context_lens.clamp_max(longest)))
+
+    engine = broken_engine(2, lambda model: setattr(model, "layers", [frozen]))
+    assert not run_and_compare(engine)
+
+
+def broken_engine(seed: int, spoil: Callable[[CountingModel], None]) -> Engine:
+    """An engine whose model was spoiled before it was captured."""
+    model = CountingModel()
+    spoil(model)
+    engine = Engine.__new__(Engine)
+    engine.rng, engine.model, engine.stream = random.Random(seed), model, DeferredStream(seed)
+    engine.draws = 0.0
+    plan = counting_plan()
+    engine.runner = ModelRunner(plan, model, engine.stream)
+    engine.runner.warm_up()
+    engine.core = EngineCore(plan, engine.runner)
+    engine.requests, engine.aborted, engine.made = [], set(), 0
+    return engine
+
+
+@pytest.mark.parametrize("moved", ["weight", "kv cache", "input"])
+def test_what_has_moved_since_the_capture_is_named_in_debug_mode(moved: str) -> None:
+    engine = Engine(4, debug=True)
+    engine.schedule()
+    if moved == "weight":
+        engine.model.logits.data = engine.model.logits.data.clone()
+        want = "weights.logits has moved since the graphs were captured: from 0x"
+    elif moved == "kv cache":
+        keys, values = engine.runner.kv_cache[0]
+        engine.runner.kv_cache[0] = (keys.clone(), values)
+        want = "kv_cache.0.k has moved"
+    else:
+        arena = engine.runner.buffers._rows
+        arena.device["positions"] = arena.device["positions"].clone()
+        want = "inputs.rows.positions has moved"
+    engine.submit()
+    with pytest.raises(StepFault, match=want) as error:
+        engine.core.step()
+    assert isinstance(error.value.__cause__, CaptureError)
+
+
+def test_padded_rows_that_write_a_real_block_are_caught() -> None:
+    """Padding that points at a block somebody owns, instead of the null block."""
+    engine = Engine(5)
+    assert run_and_compare(engine)
+    pad_rows = engine.runner.buffers._pad_rows
+
+    def careless(turn: int, first: int, last: int) -> None:
+        pad_rows(turn, first, last)
+        engine.runner.buffers._rows.host[turn]["slot_mapping"][first:last] = range(6, 6 + last - first)
+
+    engine.runner.buffers._pad_rows = careless  # type: ignore[method-assign]
+    assert not run_and_compare(engine)
+
+
+@pytest.mark.parametrize("value", [float("nan"), 1e4, 0.0])
+def test_poison_where_padded_rows_read_and_write_harms_nobody(value: float) -> None:
+    engine = Engine(6)
+    step = engine.core.step
+
+    def poison_and_step() -> None:
+        engine.stream.synchronize()
+        engine.runner.kv_cache[0][0][0].fill_(value)
+        engine.runner.buffers.state.last_token[-1] = 11
+        step()
+
+    engine.core.step = poison_and_step  # type: ignore[method-assign]
+    assert run_and_compare(engine)
+
+
+# A real model on the same stream.
+
+
+@pytest.mark.parametrize("variant", ["qwen3", "llama_bias"])
+def test_a_model_on_a_deferred_stream_gives_the_reference_tokens(variant: str) -> None:
+    folder = checkpoint(variant)[0]
+    config = EngineConfig(
+        folder,
+        device="cpu",
+        execution="emulate",
+        max_num_seqs=4,
+        max_model_len=128,
+        prefill_capture_sizes=[32, 128],
+        debug=True,
+    )
+    plan = replace(config.resolve(), num_blocks=24)
+    decoder = load_decoder(plan, read_config(folder), lambda *_: None)
+    stream = DeferredStream(7)
+    runner = ModelRunner(plan, decoder, stream)
+    runner.warm_up()
+    core = EngineCore(plan, runner)
+    requests = []
+    for number, prompt in enumerate(prompts(7, seed=5)):
+        request = Request(number, prompt, SamplingParams(temperature=0, max_tokens=24), number, frozenset())
+        core.add(request, OutputProcessor(None, request, None))
+        requests.append(request)
+    while any(core.is_live(request) for request in requests):
+        core.step()
+        core.scheduler.check()
+    assert [r.output_token_ids for r in requests] == [
+        reference_tokens(variant, r.prompt_token_ids, 24) for r in requests
+    ]
+    assert stream.lag >= 1
+    assert core.stats().prefill_replays
