@@ -210,7 +210,7 @@ class EngineCore:
             requests_waiting=scheduler.num_waiting,
             compiles=runner.compiles,
             captures=runner.captures,
-            graph_bytes=runner.stream.graph_bytes(),
+            graph_bytes=runner.graph_bytes,
             compiles_after_warmup=runner.late_compiles,
             captures_after_warmup=runner.late_captures,
         )

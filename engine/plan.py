@@ -82,11 +82,6 @@ class Plan:
         return self.backend in ("cuda", "host", "emulated")
 
     @property
-    def max_in_flight(self) -> int:
-        """Steps launched before the first of them has given its tokens: on a GPU the next one waits for nobody."""
-        return 2 if self.device.type == "cuda" else 1
-
-    @property
     def compiles(self) -> bool:
         """Whether the step's pieces are compiled."""
         return self.backend in ("cuda", "host", "compile")

@@ -91,6 +91,7 @@ class ModelRunner:
             self.prefill_graphs = GraphSet(plan.prefill_capture_sizes, self.stream)
         self._model: StepModel | None = StepModel(decoder, rope, kv_cache, self.buffers.state, plan.attention.backend)
         self.activation_bytes: int | None = None
+        self.graph_bytes = 0
         self.addresses = AddressRegistry(self._named_tensors)
         self._warm_compiles = self._warm_captures = 0
         self._threads_differ = False
@@ -130,8 +131,7 @@ class ModelRunner:
         """What the engine holds on its device."""
         plan = self.plan
         logits = plan.config.max_num_seqs * plan.spec.vocab_size * plan.dtype.itemsize
-        graphs = self.stream.graph_bytes()
-        return MemoryUse(plan.weight_bytes, plan.kv_cache_bytes, self.activation_bytes, logits, graphs)
+        return MemoryUse(plan.weight_bytes, plan.kv_cache_bytes, self.activation_bytes, logits, self.graph_bytes)
 
     @property
     def replays(self) -> dict[int, int]:
@@ -168,6 +168,7 @@ class ModelRunner:
         with self._neutral():
             WarmUp(self, progress).run(toolchain)
         self._warm_compiles, self._warm_captures = self.compiles, self.captures
+        self.graph_bytes = self.stream.graph_bytes()
 
     def launch(self, step: Step) -> Flight:
         """Queue ``step`` on the device; returns at once where the device works on its own."""

@@ -294,11 +294,24 @@ def test_extreme_temperatures_stay_finite(temperature: float) -> None:
         assert torch.equal(got, logits.argmax(-1))
 
 
+@pytest.mark.parametrize("capacity", [32, 4])
 @pytest.mark.parametrize("top_p", [1e-46, 1e-45, 1e-38])
-def test_the_likeliest_token_survives_any_top_p(top_p: float) -> None:
-    logits = torch.arange(8.0) * torch.tensor([[1.0], [9.0]])  # whatever the noise, it favours 7 in the second row
-    for capacity in (8, 4):
-        assert sampling.sample_drawn(logits, inputs(2, top_p=top_p), capacity).tolist() == [7, 7]
+def test_the_likeliest_tokens_survive_any_top_p(top_p: float, capacity: int) -> None:
+    logits = torch.stack([torch.arange(16.0), torch.zeros(16), torch.arange(16.0).clamp_min(6)])
+    got = sampling.sample_drawn(logits, inputs(3, top_p=top_p), capacity)
+    assert torch.equal(got, select(logits, inputs(3, top_p=top_p)))
+    assert got[[0, 2]].tolist() == [15, 15]
+
+
+@pytest.mark.usefixtures("_small_tiles")
+@pytest.mark.parametrize("capacity", [32, 1])
+@pytest.mark.parametrize("filters", [{"top_k": 2}, {"top_k": 2, "top_p": 0.999}, {"top_p": 0.08}], ids=str)
+def test_no_token_more_is_kept_than_the_filter_says(filters: dict[str, float], capacity: int) -> None:
+    logits = torch.linspace(0, 1e-3, 30).expand(24, -1)
+    asked = inputs(24, position=torch.arange(24), **filters)
+    got = sampling.sample_drawn(logits, asked, capacity)
+    assert torch.equal(got, select(logits, asked))
+    assert set(got.tolist()) == ({27, 28, 29} if filters == {"top_p": 0.08} else {28, 29})
 
 
 def test_a_row_draws_the_same_whatever_the_others_ask() -> None:
