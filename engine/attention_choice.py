@@ -13,6 +13,7 @@ from ostinato.layers.attention.flash_detect import detect
 from ostinato.layers.kernels.availability import triton_problem
 
 DEFAULT_BLOCK_SIZE = 16
+LARGEST_HEAD = 256
 SERVE_DECODE = (FlashKind.FLASH3, FlashKind.FLASH2)
 """What is taken unasked: the others serve prompts only, and everything else falls to our kernels."""
 
@@ -26,22 +27,23 @@ class Attention:
     block_size: int = DEFAULT_BLOCK_SIZE
 
 
-def choose_attention(wanted: str, device: torch.device, dtype: torch.dtype) -> Attention:
+def choose_attention(wanted: str, device: torch.device, dtype: torch.dtype, largest_head: int) -> Attention:
     """The backend ``wanted`` ("auto", "triton", "flash" or "torch"), or the next one that the device can use.
 
-    A backend asked for by name that cannot be used is a warning, which says why.
+    ``largest_head``: elements of the model's largest attention head. A backend asked for by name that cannot be used
+    is a warning, which says why.
     """
     if wanted == "torch":
         return Attention(AttentionBackend.TORCH, "asked for")
     if wanted == "auto" and device.type == "cpu":
         return Attention(AttentionBackend.TORCH, "compiled for this CPU by Inductor")
+    problem = _kernels_problem(device, largest_head)
     passed_over: list[str] = []
     if wanted in ("auto", "flash"):
-        build = _flash(device, dtype)
+        build = _flash(device, dtype, problem)
         if isinstance(build, FlashBuild) and (wanted == "flash" or build.kind in SERVE_DECODE):
             return Attention(AttentionBackend.FLASH, build.name, preferred_block_size(build))
         passed_over.append(f"flash: {f'{build.name} serves prompts only' if isinstance(build, FlashBuild) else build}")
-    problem = triton_problem(device)
     if problem is None:
         chosen = Attention(AttentionBackend.TRITON, "; ".join(["our kernels", *passed_over]))
     else:
@@ -53,9 +55,14 @@ def choose_attention(wanted: str, device: torch.device, dtype: torch.dtype) -> A
     return chosen
 
 
-def _flash(device: torch.device, dtype: torch.dtype) -> FlashBuild | str:
+def _kernels_problem(device: torch.device, largest_head: int) -> str | None:
+    if largest_head > LARGEST_HEAD:
+        return f"the kernels take heads of up to {LARGEST_HEAD} elements, the model has {largest_head:,}"
+    return triton_problem(device)
+
+
+def _flash(device: torch.device, dtype: torch.dtype, kernels_problem: str | None) -> FlashBuild | str:
     """flash-attn beside our kernels, which write the pages and serve what it does not; or why not."""
     if dtype not in (torch.float16, torch.bfloat16):
         return f"flash-attn has no {str(dtype).removeprefix('torch.')}"
-    problem = triton_problem(device)
-    return detect(device) if problem is None else f"it needs our kernels beside it: {problem}"
+    return detect(device) if kernels_problem is None else f"it needs our kernels beside it: {kernels_problem}"

@@ -156,7 +156,8 @@ def make_plan(config: EngineConfig) -> Plan:
     kv_bytes_per_token = spec.kv_elements_per_token * dtype.itemsize
     free = max(0, free_bytes(device) - weight_bytes)
     max_model_len = _asked_length(config, spec)
-    attention = choose_attention(config.attention_backend, device, dtype)
+    largest_head = max(layer.attention.head_dim for layer in spec.layers)
+    attention = choose_attention(config.attention_backend, device, dtype, largest_head)
     block_size = config.block_size or attention.block_size
     window = _window(spec, max_model_len, block_size)
     num_blocks = _num_blocks(config, block_size, max_model_len, window, kv_bytes_per_token, free, device)

@@ -21,7 +21,8 @@ _PADDING = {"top_k": NO_TOP_K, "top_p": 1}
 
 
 class SamplingBuffers:
-    """Parameters of up to ``rows`` rows; ``sampling`` says how much work those packed last ask for.
+    """Parameters of up to ``rows`` rows; ``sampling`` says how much work those packed last ask for, ``changed`` whether
+    they are others than those before.
 
     Rows beyond are padding (temperature 0) in every step that reads them; a greedy step reads none.
     """
@@ -48,6 +49,7 @@ class SamplingBuffers:
         """Nothing but padding on the host; the next rows are written whoever they are."""
         self.sampling = Sampling.GREEDY
         self._packed: list[int] | None = None
+        self.changed = True
         self._blocking = False
         for turn in range(len(self._arena.host)):
             self._pad(turn, 0, self._rows)
@@ -69,7 +71,8 @@ class SamplingBuffers:
     def pack(self, requests: Sequence[Request], turn: int) -> list[Copy]:
         """Write the rows if they are others than last time, or may draw other tokens; returns what has to be copied."""
         admissions = [request.admission for request in requests]
-        if admissions == self._packed and not self._blocking:
+        self.changed = admissions != self._packed
+        if not self.changed and not self._blocking:
             return []
         self._packed = admissions
         held_back = [stop_ids(r) if r.num_drawn < r.params.min_tokens else () for r in requests]

@@ -126,8 +126,8 @@ class Scheduler:
         decodes: list[Request] = []
         chunks: list[Request] = []
         for request in self.running:
-            if not self._ends_in_flight(request):
-                remaining = request.num_tokens - request.num_scheduled_tokens
+            if not request.num_pending or not self._ends_in_flight(request):
+                remaining = len(request.token_ids) + request.num_pending - request.num_scheduled_tokens
                 (decodes if remaining == 1 else chunks).append(request)
         if self.waiting:
             self._admit_within_budget(decodes, chunks)
@@ -170,7 +170,8 @@ class Scheduler:
         """
         size = self.pool.block_size
         for request in self.running:  # may shrink from its end, at or behind this request: iteration goes by index
-            if request.num_tokens > len(request.block_ids) * size and not self._ends_in_flight(request):
+            held = len(request.block_ids) * size
+            if len(request.token_ids) + request.num_pending > held and not self._ends_in_flight(request):
                 missing = blocks_for(request.num_tokens, size) - len(request.block_ids)
                 if not self._make_room(request, missing):
                     return False

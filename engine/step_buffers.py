@@ -169,7 +169,9 @@ class StepBuffers:
         self.sampling.forget()
         self._held_position = [-1] * self.max_num_seqs
         self._turns = [None] * len(self._turns)
-        self._used_rows = [0] * len(self._turns)
+        self._used_rows = [0] * len(self._turns)  # by turn: rows that are not padding,
+        self._told = [False] * len(self._turns)  # whether the host told any of them its token,
+        self._stale = [True] * len(self._turns)  # and whether they belong to others since
         copies: list[Copy] = []
         for turn in range(len(self._turns)):
             self._pad_rows(turn, 0, self.max_num_seqs)
@@ -187,11 +189,7 @@ class StepBuffers:
         requests, starts, size = step.requests, step.starts, self.block_size
         copies = self.sampling.pack(requests, self._turn)
         host, rows = self._rows.host[self._turn], len(requests)
-        held = self._held_position
-        host["token_ids"][:rows] = [
-            -1 if held[request.row_slot] == start else request.token_ids[start]
-            for request, start in zip(requests, starts, strict=True)
-        ]
+        self._pack_tokens(requests, starts)
         host["positions"][:rows] = starts
         host["context_lens"][:rows] = [start + 1 for start in starts]
         host["slot_mapping"][:rows] = [
@@ -203,6 +201,20 @@ class StepBuffers:
         width = self._width(max(starts) + 1)
         copies += self._rows.copies(self._turn)
         return PackedStep(0, rows, width, self.sampling.sampling, tuple(copies), self._turn)
+
+    def _pack_tokens(self, requests: list[Request], starts: list[int]) -> None:
+        """Tokens that only the host knows; all others are -1, as nearly all are."""
+        tokens, held = self._rows.host[self._turn]["token_ids"], self._held_position
+        if self._told[self._turn]:
+            tokens[:] = -1
+        told = [
+            (row, request.token_ids[start])
+            for row, (request, start) in enumerate(zip(requests, starts, strict=True))
+            if held[request.row_slot] != start
+        ]
+        self._told[self._turn] = bool(told)
+        for row, token in told:
+            tokens[row] = token
 
     def _pack_mixed(self, step: Step, spans: list[Span], pad_tokens: int) -> PackedStep:
         sampled = [step.requests[row] for row in step.sample_rows]
@@ -225,8 +237,13 @@ class StepBuffers:
     def _pack_sampling_rows(self, requests: list[Request]) -> None:
         """Where each row's token goes and which of its draws it is; rows that this turn had last time are padded."""
         host, rows = self._rows.host[self._turn], len(requests)
-        host["row_slot"][:rows] = [request.row_slot for request in requests]
-        host["draw"][:rows] = [request.num_drawn for request in requests]
+        if self.sampling.changed:
+            self._stale = [True] * len(self._turns)
+        if self._stale[self._turn]:
+            self._stale[self._turn] = False
+            host["row_slot"][:rows] = [request.row_slot for request in requests]
+        if self.sampling.sampling is not Sampling.GREEDY:
+            host["draw"][:rows] = [request.num_drawn for request in requests]
         if rows < self._used_rows[self._turn]:
             self._pad_rows(self._turn, rows, self._used_rows[self._turn])
         self._used_rows[self._turn] = rows

@@ -28,10 +28,11 @@ def choose(
     dtype: torch.dtype = torch.bfloat16,
     triton: str | None = None,
     flash: FlashBuild | str = "nothing is installed",
+    largest_head: int = 128,
 ) -> Attention:
     monkeypatch.setattr(attention_choice, "triton_problem", lambda device: triton)
     monkeypatch.setattr(attention_choice, "detect", lambda device: flash)
-    return choose_attention(wanted, device, dtype)
+    return choose_attention(wanted, device, dtype, largest_head)
 
 
 def test_auto_takes_the_first_that_works(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -81,6 +82,13 @@ def test_what_was_asked_for_and_cannot_be_used_is_named_and_the_next_one_taken(
     ):
         chosen = choose(monkeypatch, wanted, triton=triton, flash=flash)
     assert chosen.backend is gets
+
+
+def test_heads_that_are_too_large_for_the_kernels_go_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert choose(monkeypatch, "auto", largest_head=256).backend is AttentionBackend.TRITON
+    chosen = choose(monkeypatch, "auto", largest_head=512, flash=build(FlashKind.FLASH2))
+    assert chosen.backend is AttentionBackend.TORCH
+    assert "the kernels take heads of up to 256 elements, the model has 512" in chosen.reason
 
 
 def test_torch_is_always_there(monkeypatch: pytest.MonkeyPatch) -> None:

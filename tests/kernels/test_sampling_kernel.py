@@ -305,13 +305,13 @@ def test_the_likeliest_tokens_survive_any_top_p(top_p: float, capacity: int) -> 
 
 @pytest.mark.usefixtures("_small_tiles")
 @pytest.mark.parametrize("capacity", [32, 1])
-@pytest.mark.parametrize("filters", [{"top_k": 2}, {"top_k": 2, "top_p": 0.999}, {"top_p": 0.08}], ids=str)
+@pytest.mark.parametrize("filters", [{"top_k": 2}, {"top_k": 2, "top_p": 0.999}, {"top_p": 0.3}], ids=str)
 def test_no_token_more_is_kept_than_the_filter_says(filters: dict[str, float], capacity: int) -> None:
-    logits = torch.linspace(0, 1e-3, 30).expand(24, -1)
+    logits = torch.linspace(0, 1e-3, 9).expand(24, -1)
     asked = inputs(24, position=torch.arange(24), **filters)
     got = sampling.sample_drawn(logits, asked, capacity)
     assert torch.equal(got, select(logits, asked))
-    assert set(got.tolist()) == ({27, 28, 29} if filters == {"top_p": 0.08} else {28, 29})
+    assert set(got.tolist()) == ({6, 7, 8} if filters == {"top_p": 0.3} else {7, 8})
 
 
 def test_a_row_draws_the_same_whatever_the_others_ask() -> None:
