@@ -41,11 +41,11 @@ class Arena:
 
 
 def _places(fields: Fields) -> tuple[dict[str, int], int]:
-    """Where each field begins, at a multiple of 8 bytes, and the bytes of all."""
+    """Where each field begins, at a multiple of 16 bytes, and the bytes of all."""
     starts, size = {}, 0
     for name, (shape, kind) in fields.items():
         starts[name] = size
-        size += -(-int(np.prod(shape)) * np.dtype(kind).itemsize // 8) * 8
+        size += -(-int(np.prod(shape)) * np.dtype(kind).itemsize // 16) * 16
     return starts, size
 
 

@@ -27,6 +27,7 @@ def engine_options(
     max_model_len: Annotated[int | None, typer.Option(help="Tokens of one request, prompt and output.")] = None,
     kv_cache_memory: Annotated[str | None, typer.Option(help="Bytes, or like 2GiB or 500MB.")] = None,
     max_num_seqs: Annotated[int | None, typer.Option(help="Requests that run at once.")] = None,
+    attention_backend: Annotated[str | None, typer.Option(help="auto, triton, flash or torch.")] = None,
     model_impl: Annotated[str | None, typer.Option(help="auto, ostinato or transformers (its own model code).")] = None,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id.")] = None,
 ) -> None:

@@ -43,7 +43,7 @@ class EngineConfig:
     execution: ``"graph"`` (compiled, captured, replayed), ``"compile"``, ``"eager"``, or ``"emulate"`` (eager, through
     emulated graphs). capture_sizes: batch sizes that get a graph; None takes 1 to 16, then steps of 8.
     prefill_capture_sizes: token counts that get a graph for steps with prompts, padded to them: the first token of a
-    short prompt comes sooner; None takes 16 to 256 on a GPU with our kernels, else none.
+    short prompt comes sooner; None takes 16 to 256 on a GPU, but for the torch backend, and none elsewhere.
     attention_backend: ``"triton"`` (our kernels), ``"flash"`` (flash-attn), ``"torch"``, or ``"auto"``: on a GPU the
     first usable of flash, triton, torch; on a CPU torch. What cannot be used is named, and the next one taken.
     debug: raise where a promise breaks after warm-up (something compiled, captured, or moved), not only count it.

@@ -7,14 +7,15 @@ it (``LLM``) lets one caller in at a time. Only ``drop`` may be called at any mo
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable
 
 from ostinato.block_pool import BlockPool
 from ostinato.layers.errors import EngineDead, OstinatoError
 from ostinato.output_processor import OutputProcessor
+from ostinato.outputs import FinishReason
 from ostinato.plan import Plan
-from ostinato.request import Request, RequestStatus
+from ostinato.request import Request, RequestStatus, end_if_due, has_ended
 from ostinato.runner import Flight, ModelRunner
 from ostinato.scheduler import Scheduler
 from ostinato.stats import Stats
@@ -32,7 +33,10 @@ class EngineCore:
         self.plan = plan
         self.runner = runner
         self.closed = False
+        self.counts: Counter[str] = Counter()
         self._at_work: Step | None = None  # the step being launched or brought in
+        self._unsound = False  # a recovery has begun and not ended
+        self._dead: EngineDead | None = None
         self._live: dict[int, Request] = {}  # requests that have not ended, or whose end was not delivered yet
         self._processors: dict[int, OutputProcessor] = {}
         self._flights: deque[tuple[Step, Flight]] = deque()  # launched steps, oldest first
@@ -42,6 +46,8 @@ class EngineCore:
     def add(self, request: Request, processor: OutputProcessor) -> None:
         """Queue ``request``; refused, with nothing kept, if it can never run (``PromptTooLong``, ``OutOfBlocks``)."""
         self.check_alive()
+        if self._unsound:
+            self._recover()
         self.scheduler.add(request)
         self._processors[request.request_id] = processor
         self._live[request.request_id] = request
@@ -62,15 +68,21 @@ class EngineCore:
         """Launch what can be launched, then bring in the oldest step. A fault ends its step's requests, and raises.
 
         Where the device works on its own, the step after the oldest is on its way before the oldest is waited for.
+        ``EngineDead`` if the device is beyond use: every request has ended then.
         """
         self.check_alive()
-        self.end_dropped()
-        self._deliver()  # what an interrupted step left
         self._at_work = None
         try:
+            if self._unsound:
+                self._recover()  # an interrupt struck the last attempt
+            self.end_dropped()
+            self._deliver()  # what an interrupted step left
             self._launch_ahead()
             if self._flights:
                 self._bring_in()
+            self._deliver()
+        except EngineDead:
+            raise
         except BaseException as error:
             step = self._at_work
             self._recover()
@@ -81,20 +93,30 @@ class EngineCore:
             self.scheduler.fail(step, fault)
             self._deliver()
             raise fault from error
-        self._deliver()
 
     def _launch_ahead(self) -> None:
-        while (step := self.scheduler.next_step()) is not None:
+        """Launch steps until there is none, or as many are in flight as may be.
+
+        Before the runner has to compile anew it brings everything home: compiling forgets what the device knows.
+        """
+        while not (self._flights and self.runner.must_compile) and (step := self.scheduler.next_step()) is not None:
             self._at_work = step
             flight = self.runner.launch(step)
             self.scheduler.launch(step)
             self._flights.append((step, flight))
+            self._at_work = None
 
     def _bring_in(self) -> None:
-        self._at_work, flight = self._flights[0]
+        step, flight = self._flights[0]
+        self._at_work = step
         tokens = self.runner.collect(flight)
         self._flights.popleft()
-        self.scheduler.commit(self._at_work, tokens)
+        sampled = self.scheduler.commit(step, tokens)
+        self._at_work = None
+        self.counts["steps"] += 1
+        self.counts["mixed_steps"] += not step.is_decode
+        self.counts["tokens_computed"] += step.num_tokens
+        self.counts["tokens_generated"] += len(sampled)
 
     def abort(self, requests: Iterable[Request]) -> None:
         """End requests that have not ended, and let go of all of them."""
@@ -123,33 +145,62 @@ class EngineCore:
             return
         self.closed = True
         try:
-            for request in list(self._live.values()):
-                self.scheduler.finish(request, "abort")
-            self._deliver()
+            self._end_all("abort", None)
         finally:
             self.runner.close()
 
     def check_alive(self) -> None:
-        """Raise ``EngineDead`` after ``close``."""
+        """Raise ``EngineDead`` after ``close``, and after a fault that the device did not survive (its cause)."""
         if self.closed:
             raise EngineDead("the engine is closed")
+        if self._dead is not None:
+            raise EngineDead(str(self._dead)) from self._dead.__cause__
+
+    def _end_all(self, reason: FinishReason, error: OstinatoError | None) -> None:
+        for request in list(self._live.values()):
+            self.scheduler.finish(request, reason, error=error)
+        self._deliver()
 
     def _recover(self) -> None:
         """After a step that did not end: nothing on the device counts, and the books must balance.
 
-        An interrupt may strike between any two lines of the scheduler, so books that do not balance are written anew:
-        every request that has not ended goes back to waiting, in order, and its blocks are computed again.
+        An interrupt may strike here too: the next step begins anew with this. A device that cannot even be waited for
+        is beyond use, and ends every request with ``EngineDead``.
         """
+        self._unsound = True
         self._flights.clear()
-        self.runner.drop_steps()
+        try:
+            self.runner.drop_steps()
+        except Exception as error:
+            self._dead = EngineDead(f"the device is beyond use: {type(error).__name__}: {error}")
+            self._dead.__cause__ = error
+            self._end_all("error", self._dead)
+            raise self._dead from error
+        if not self._books_balance():
+            self._rewrite_books()
+        self._unsound = False
+
+    def _books_balance(self) -> bool:
+        """Whether every request that has not ended is in the scheduler's hands, and none that should have."""
+        unfinished = {request for request in self._live.values() if request.status is not RequestStatus.FINISHED}
         try:
             self.scheduler.drop_in_flight()
             self.scheduler.check()
         except Exception:
-            self._new_scheduler()
-            for request in sorted(self._live.values(), key=lambda request: request.request_id):
-                if request.status is not RequestStatus.FINISHED:
-                    request.restart()
+            return False
+        held = {*self.scheduler.running, *self.scheduler.waiting}
+        return held == unfinished and not any(has_ended(request) for request in unfinished)
+
+    def _rewrite_books(self) -> None:
+        """An interrupt may strike between any two lines of the scheduler: begin it anew.
+
+        Every request that has not ended goes back to waiting, in order, and its blocks are computed again.
+        """
+        self._new_scheduler()
+        for request in sorted(self._live.values(), key=lambda request: request.request_id):
+            if request.status is not RequestStatus.FINISHED:
+                request.restart()
+                if not end_if_due(request):
                     self.scheduler.add(request)
 
     def _new_scheduler(self) -> None:
@@ -188,7 +239,7 @@ class EngineCore:
         self.check_alive()
         self.end_dropped()
         runner, pool, scheduler = self.runner, self.pool, self.scheduler
-        counts = runner.counts
+        counts = self.counts
         return Stats(
             steps=counts["steps"],
             mixed_steps=counts["mixed_steps"],
@@ -196,7 +247,7 @@ class EngineCore:
             tokens_generated=counts["tokens_generated"],
             replays=runner.replays,
             prefill_replays=runner.prefill_replays,
-            padding_rows=counts["padding_rows"],
+            padding_rows=runner.counts["padding_rows"],
             eager_fallbacks=runner.fallbacks,
             eager_breaks=runner.breaks,
             preemptions=scheduler.num_preemptions,

@@ -21,7 +21,7 @@ from ostinato.core import EngineCore, StepFault
 from ostinato.embedding import Pooling, check_pooling
 from ostinato.generation_defaults import GenerationDefaults
 from ostinato.graphs.toolchain import toolchain_prepared
-from ostinato.layers.errors import ParamError, PromptTooLong
+from ostinato.layers.errors import EngineDead, ParamError, PromptTooLong
 from ostinato.load import load_decoder
 from ostinato.memory import MemoryUse
 from ostinato.models.checkpoint import eos_token_ids, read_config, read_generation_config
@@ -65,7 +65,11 @@ class LLM:
             decoder = load_decoder(self.plan, raw, progress)
             progress("starting the compiler" if self.plan.compiles else "allocating the KV cache")
             runner = ModelRunner(self.plan, decoder)
-            runner.warm_up(progress, toolchain)
+            try:
+                runner.warm_up(progress, toolchain)
+            except BaseException:
+                runner.close()  # whoever tries again with less finds its memory free
+                raise
         self.startup = progress.seconds
         self._core = EngineCore(self.plan, runner)
 
@@ -200,7 +204,7 @@ class LLM:
                 bar.update(sum(not core.is_live(request) for request in requests) - bar.n)
                 bar.close()
         for request in requests:
-            if isinstance(request.error, StepFault):
+            if isinstance(request.error, StepFault | EngineDead):
                 raise request.error
         with self._lock:
             return [core.release(request).output() for request in requests]

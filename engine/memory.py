@@ -24,7 +24,7 @@ class MemoryUse:
     logits: int
     """Of a full batch, in the model's dtype."""
     graphs: int
-    """Pool of the captured graphs, measured; 0 on a CPU."""
+    """What capturing took: their memory pool and what the driver keeps of them, measured; 0 on a CPU."""
 
     @property
     def total(self) -> int:

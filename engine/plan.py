@@ -126,11 +126,13 @@ class Plan:
         ]
 
     def _compiled(self) -> str:
-        """How many functions: each kind of layer for each class of shapes, two sampling passes, the head of one row."""
+        """How many functions: each kind of layer for each class of shapes, the sampler's passes, heads and gathers."""
         kinds = len(set(self.spec.layers)) if self.model_impl == "ostinato" else 1
-        classes = 3 if self.config.max_num_seqs > 1 else 2  # one row, several, tokens
-        what = f"{kinds} kind{'s' if kinds > 1 else ''} of layers x {classes} classes of shapes + 3"
-        return f"{kinds * classes + 3} functions, whatever the depth: {what}"
+        rows = 2 if self.config.max_num_seqs > 1 else 1  # classes of shapes: one row, several; and tokens
+        passes = 2 if self.attention.backend is AttentionBackend.TORCH else 0  # else sampling is a kernel
+        others = passes + (1 if self.device.type == "cpu" else 2 * rows)
+        what = f"{kinds} kind{'s' if kinds > 1 else ''} of layers x {rows + 1} classes of shapes + {others}"
+        return f"{kinds * (rows + 1) + others} functions, whatever the depth: {what}"
 
     def render(self) -> str:
         """The plan as aligned lines of text."""
@@ -209,10 +211,15 @@ def _window(spec: ModelSpec, max_model_len: int, block_size: int) -> int | None:
 
 def _prefill_sizes(config: EngineConfig, device: torch.device, attention: Attention) -> tuple[int, ...]:
     """Token counts of captured steps with prompts; only kernels that ask the host nothing can be captured."""
+    on_gpu, by_torch = device.type == "cuda", attention.backend is AttentionBackend.TORCH
     if config.prefill_capture_sizes is not None:
+        if config.prefill_capture_sizes and on_gpu and by_torch:
+            raise ConfigError(
+                "prefill_capture_sizes: torch's attention to prompts asks the host for lengths, which no CUDA graph "
+                f"can hold; use another attention_backend (it is torch because: {attention.reason})"
+            )
         return tuple(sorted({max(2, size) for size in config.prefill_capture_sizes}))
-    kernels = device.type == "cuda" and attention.backend is not AttentionBackend.TORCH
-    return tuple(size for size in PREFILL_SIZES if kernels and size <= config.max_num_batched_tokens)
+    return tuple(size for size in PREFILL_SIZES if on_gpu and not by_torch and size <= config.max_num_batched_tokens)
 
 
 def _num_blocks(

@@ -117,3 +117,16 @@ def ending(request: Request, token: int) -> tuple[FinishReason | None, StopReaso
     if len(request.token_ids) >= request.max_length:
         return "length", None
     return None, None
+
+
+def has_ended(request: Request) -> bool:
+    """Whether its last token should have ended it."""
+    return request.num_generated > 0 and ending(request, request.token_ids[-1])[0] is not None
+
+
+def end_if_due(request: Request) -> bool:
+    """End a request that holds nothing, if its last token should have; whether it did."""
+    if has_ended(request):
+        request.finish_reason, request.stop_reason = ending(request, request.token_ids[-1])
+        request.status = RequestStatus.FINISHED
+    return request.status is RequestStatus.FINISHED

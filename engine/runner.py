@@ -1,9 +1,9 @@
 """Runs steps: packs them, launches a graph or the compiled pieces, and brings the tokens back when they are there.
 
 Owns the model, the KV cache, the buffers, the graphs and the device's stream. Knows nothing of queues, text or who
-asked. Everything runs under ``neutral_state``. Four backends do the same arithmetic: captured graphs of compiled pieces
-("cuda", "host"), compiled pieces without graphs ("compile"), plain functions ("eager"), and plain functions recorded
-("emulated").
+asked. What it launches runs under ``neutral_state``. Four backends do the same arithmetic: captured graphs of compiled
+pieces ("cuda", "host"), compiled pieces without graphs ("compile"), plain functions ("eager"), and plain functions
+recorded ("emulated").
 
 A step is launched and collected: on a GPU the next one is packed and launched before the tokens of the last are on the
 host. One launch is one submission to the stream: inputs over, the step, its tokens back.
@@ -17,6 +17,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,7 +30,7 @@ from ostinato.graphs.streams import DeviceStream, Event, stream_of
 from ostinato.graphs.toolchain import ToolchainPreparation
 from ostinato.layers.attention.backend import AttentionBackend
 from ostinato.layers.errors import CaptureError, EngineDead
-from ostinato.layers.kernels.compiled_count import compiled_kernels
+from ostinato.layers.kernels.compiled_count import compiled_forms, kernel_functions
 from ostinato.memory import MemoryUse
 from ostinato.models.decode_step import StepDecoder, StepModel
 from ostinato.models.decoder import KVCache
@@ -73,7 +74,7 @@ class ModelRunner:
                 plan.block_size,
                 plan.table_width,
                 self.stream,
-                fixed_width=self.backend in ("cuda", "emulated"),
+                fixed_width=self.backend in ("cuda", "emulated") or self.kernels,
                 kinds=self.kinds,
             )
             num_blocks = max(plan.num_blocks, MIN_BLOCKS)
@@ -87,19 +88,25 @@ class ModelRunner:
         self.graphs: GraphSet[Sampling] | None = None
         self.prefill_graphs: GraphSet[Sampling] | None = None
         if plan.captures and self.fallback_reason is None:
-            self.graphs = GraphSet(plan.capture_sizes, self.stream)
-            self.prefill_graphs = GraphSet(plan.prefill_capture_sizes, self.stream)
+            self.graphs = GraphSet(plan.capture_sizes, self.stream, "batch sizes")
+            self.prefill_graphs = GraphSet(plan.prefill_capture_sizes, self.stream, "prompt sizes")
         self._model: StepModel | None = StepModel(decoder, rope, kv_cache, self.buffers.state, plan.attention.backend)
         self.activation_bytes: int | None = None
         self.graph_bytes = 0
-        self.addresses = AddressRegistry(self._named_tensors)
-        self._warm_compiles = self._warm_captures = 0
+        self.addresses = AddressRegistry()
+        self._functions: tuple[Any, ...] = ()  # our kernels, once they are all there
+        self._kernel_compiles = self._warm_compiles = self._warm_captures = 0
         self._threads_differ = False
 
     @property
     def max_in_flight(self) -> int:
         """Steps that may be launched before the first of them is collected."""
         return 1 if self.stream.shares_memory else 2
+
+    @property
+    def must_compile(self) -> bool:
+        """Whether the next launch begins by compiling: the host threw the compiled forms away."""
+        return self.pieces.lost
 
     @property
     def kv_cache(self) -> KVCache:
@@ -113,8 +120,8 @@ class ModelRunner:
 
     @property
     def compiles(self) -> int:
-        """Compiled pieces and kernels so far."""
-        return self.pieces.compiles + (compiled_kernels() if self.kernels else 0)
+        """Compiled pieces so far, and kernels that were compiled in warm-up or by a launch of this engine."""
+        return self.pieces.compiles + self._kernel_compiles
 
     @property
     def late_compiles(self) -> int:
@@ -131,7 +138,8 @@ class ModelRunner:
         """What the engine holds on its device."""
         plan = self.plan
         logits = plan.config.max_num_seqs * plan.spec.vocab_size * plan.dtype.itemsize
-        return MemoryUse(plan.weight_bytes, plan.kv_cache_bytes, self.activation_bytes, logits, self.graph_bytes)
+        pages = sum(tensor.nbytes for pair in self.kv_cache for tensor in pair)
+        return MemoryUse(plan.weight_bytes, pages, self.activation_bytes, logits, self.graph_bytes)
 
     @property
     def replays(self) -> dict[int, int]:
@@ -152,9 +160,10 @@ class ModelRunner:
     def fallbacks(self) -> dict[str, int]:
         """Steps that ran as they should not, per reason."""
         fallbacks = {self.fallback_reason: self.counts["eager_fallbacks"]} if self.fallback_reason else {}
-        if self.graphs is not None and self.graphs.dropped:
-            sizes = ", ".join(map(str, sorted(self.graphs.dropped)))
-            fallbacks[f"no memory for graphs of batch sizes {sizes}"] = self.counts["without_graph"]
+        for graphs in (self.graphs, self.prefill_graphs):
+            if graphs is not None and graphs.dropped:
+                sizes = ", ".join(map(str, sorted(graphs.dropped)))
+                fallbacks[f"no memory for graphs of {graphs.sizes_are} {sizes}"] = self.counts[graphs.sizes_are]
         return fallbacks
 
     def new_pieces(self, decoder: StepDecoder, *, compiled: bool) -> StepPieces:
@@ -165,15 +174,17 @@ class ModelRunner:
 
     def warm_up(self, progress: Progress = lambda *_: None, toolchain: ToolchainPreparation | None = None) -> None:
         """Compile every piece for every class of shapes, then capture every graph; afterwards nothing is compiled."""
+        before = compiled_forms(kernel_functions())
         with self._neutral():
             WarmUp(self, progress).run(toolchain)
+        self._functions = kernel_functions() if self.kernels else ()
+        self._kernel_compiles = compiled_forms(self._functions) - before if self.kernels else 0
         self._warm_compiles, self._warm_captures = self.compiles, self.captures
-        self.graph_bytes = self.stream.graph_bytes()
 
     def launch(self, step: Step) -> Flight:
         """Queue ``step`` on the device; returns at once where the device works on its own."""
         with self._neutral():
-            if self.pieces.lost:
+            if self.must_compile:
                 self._compile_again()
             if self.plan.config.debug:
                 self._check_promises()
@@ -189,9 +200,11 @@ class ModelRunner:
                 work()
                 tokens.copy_(out, non_blocking=True)
 
+            before = compiled_forms(self._functions)
             done = self.stream.submit(run)
+            self._kernel_compiles += compiled_forms(self._functions) - before
         self.buffers.launched(step, packed, done)
-        self._count(step)
+        self._watch()
         return Flight(tokens, done)
 
     def collect(self, flight: Flight) -> list[int]:
@@ -225,13 +238,14 @@ class ModelRunner:
             self.buffers.forget()
 
     def close(self) -> None:
-        """Free graphs, KV cache and the hold on the model."""
-        self.stream.synchronize()
-        for graphs in (self.graphs, self.prefill_graphs):
-            if graphs is not None:
-                graphs.close()
-        self._model = None
-        self.stream.close()
+        """Free graphs, KV cache and the hold on the model; all of it, whatever goes wrong on the way."""
+        with contextlib.ExitStack() as last_first:
+            last_first.callback(self.stream.close)
+            last_first.callback(setattr, self, "_model", None)
+            for graphs in (self.prefill_graphs, self.graphs):
+                if graphs is not None:
+                    last_first.callback(graphs.close)
+            last_first.callback(self.stream.synchronize)
 
     @property
     def open_model(self) -> StepModel:
@@ -250,7 +264,7 @@ class ModelRunner:
         size = self.graphs.size_for(rows) if self.graphs is not None else None
         if self.graphs is None or size is None:
             if self.graphs is not None:
-                self.counts["without_graph"] += 1
+                self.counts[self.graphs.sizes_are] += 1
             return functools.partial(self.run_decode, rows, sampling, packed.width)
         self.counts["padding_rows"] += size - rows
         return functools.partial(self._replay, self.graphs, size, sampling, packed.width)
@@ -260,7 +274,6 @@ class ModelRunner:
         graphs.replay(size, sampling)
 
     def _mixed_work(self, packed: PackedStep, prefill_size: int | None) -> Callable[[], None]:
-        self.counts["mixed_steps"] += 1
         sampling = packed.sampling
         if self.prefill_graphs is not None and prefill_size is not None:
             return functools.partial(self.prefill_graphs.replay, prefill_size, sampling)
@@ -295,7 +308,11 @@ class ModelRunner:
         """The captured size that serves a step with prompts; None where none does, or it samples nothing."""
         if self.prefill_graphs is None or step.is_decode or not 0 < len(step.sample_rows) <= self.prefill_rows:
             return None
-        return self.prefill_graphs.size_for(max(2, step.num_tokens))
+        size = self.prefill_graphs.size_for(max(2, step.num_tokens))
+        self.counts[self.prefill_graphs.sizes_are] += size is None and step.num_tokens <= max(
+            self.prefill_graphs.dropped, default=0
+        )
+        return size
 
     # What is watched.
 
@@ -305,31 +322,31 @@ class ModelRunner:
         self.pieces.compile_again()
         WarmUp(self, lambda *_: None).compile()
 
-    def _named_tensors(self) -> dict[str, Tensor]:
-        """Everything that graphs read or write by address."""
+    def named_tensors(self) -> dict[str, Tensor]:
+        """Everything that graphs read or write by address, but for what a module keeps outside of torch's registry."""
         model = self.open_model
         named = {
             f"kv_cache.{i}.{'kv'[j]}": pages for i, pair in enumerate(model.kv_cache) for j, pages in enumerate(pair)
         }
         named |= {f"inputs.{name}": tensor for name, tensor in self.buffers.named_tensors().items()}
+        for i, tables in enumerate(model.rope.tables):
+            named |= {f"rope.{i}.{name}": table for name, table in tables._asdict().items() if table is not None}
         if isinstance(model.decoder, torch.nn.Module):
-            named |= {f"weights.{name}": p for name, p in model.decoder.named_parameters()}
+            named |= {f"weights.{name}": parameter for name, parameter in model.decoder.named_parameters()}
+            named |= {f"buffers.{name}": buffer for name, buffer in model.decoder.named_buffers()}
         return named
 
     def _check_promises(self) -> None:
         """Debug mode: nothing that graphs hold has moved, and nothing was compiled or captured since warm-up."""
         if self.graphs is not None and self.captures:
-            self.addresses.check()
+            self.addresses.check(self.named_tensors())
         if self.late_compiles or self.late_captures:
             raise CaptureError(f"after warm-up {self.late_compiles} compilations and {self.late_captures} captures")
 
-    def _count(self, step: Step) -> None:
-        counts = self.counts
-        counts["steps"] += 1
-        counts["tokens_computed"] += step.num_tokens
-        counts["tokens_generated"] += len(step.sample_rows)
+    def _watch(self) -> None:
+        """After a launch: count what ran as it should not."""
         if self.fallback_reason is not None:
-            counts["eager_fallbacks"] += 1
+            self.counts["eager_fallbacks"] += 1
         if self.plan.device.type == "cpu" and torch.get_num_threads() != self.plan.num_threads:
             self._report_threads()
 

@@ -89,7 +89,7 @@ class Scheduler:
 
     @property
     def has_work(self) -> bool:
-        """Whether `next_step` would return a step."""
+        """Whether anybody has not ended: with nothing in flight, `next_step` would return a step."""
         return bool(self.running or self.waiting)
 
     def add(self, request: Request) -> None:
@@ -397,8 +397,8 @@ class Scheduler:
             self._give_back(request)
         else:
             self.waiting.remove(request)
-        request.status = RequestStatus.FINISHED
         request.finish_reason, request.stop_reason, request.error = reason, stop_reason, error
+        request.status = RequestStatus.FINISHED
 
     def fail(self, step: Step, error: OstinatoError) -> None:
         """End every request of a step whose execution failed; the others go on."""

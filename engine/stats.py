@@ -15,7 +15,7 @@ class Stats:
     """Steps run: decode steps and mixed ones (which compute prompt tokens)."""
     mixed_steps: int
     tokens_computed: int
-    """Tokens whose KV was computed, prompts included."""
+    """Tokens whose KV was computed, prompts included, and tokens behind an end that was seen too late."""
     tokens_generated: int
     replays: Mapping[int, int]
     """Graph replays per batch size, sizes without one left out."""
@@ -44,7 +44,7 @@ class Stats:
     captures: int
     """Captured graphs, all of warm-up's."""
     graph_bytes: int
-    """Device memory that the graphs hold, measured; 0 on a CPU."""
+    """Device memory that capturing took, measured: the graphs' pool, and what the driver keeps; 0 on a CPU."""
     compiles_after_warmup: int
     """Stays 0."""
     captures_after_warmup: int

@@ -91,6 +91,7 @@ class StepBuffers:
         self._held_position = [-1] * rows
         self._turns: list[Event | None] = [None] * len(self._rows.host)
         self._turn = 0
+        stream.follow()  # the tensors were made on the caller's stream
         self.forget()
 
     # Views for the step.
@@ -155,9 +156,7 @@ class StepBuffers:
         return self._pack_decode(step, spans) if step.is_decode else self._pack_mixed(step, spans, pad_tokens)
 
     def launched(self, step: Step, packed: PackedStep, event: Event) -> None:
-        """The step is on its way: its memory is in use up to ``event``, and each row that samples will be fed from the
-        device.
-        """
+        """The step is on its way: its memory is in use up to ``event``, rows that sample are fed from the device."""
         self._turns[packed.turn] = event
         for row in step.sample_rows:
             self._held_position[step.requests[row].row_slot] = step.starts[row] + step.counts[row]
@@ -172,11 +171,9 @@ class StepBuffers:
         self._used_rows = [0] * len(self._turns)  # by turn: rows that are not padding,
         self._told = [False] * len(self._turns)  # whether the host told any of them its token,
         self._stale = [True] * len(self._turns)  # and whether they belong to others since
-        copies: list[Copy] = []
         for turn in range(len(self._turns)):
-            self._pad_rows(turn, 0, self.max_num_seqs)
-            self._pad_tokens(turn, 0)
-            copies = [*self._rows.copies(turn), *self._tokens.copies(turn), *self.sampling.copies(turn)]
+            self._pad_all(turn)
+        copies = [*self._rows.copies(0), *self._tokens.copies(0), *self.sampling.copies(0)]
 
         def upload() -> None:
             for to, source in copies:
@@ -291,14 +288,18 @@ class StepBuffers:
         values = {"token_ids": -1, "row_slot": self.spare_slot, "context_lens": 1}
         for name in ("token_ids", "row_slot", "positions", "slot_mapping", "context_lens", "draw"):
             host[name][first:last] = values.get(name, 0)
-        if not self._stream.shares_memory and first == 0:
-            host["table_at"][:], host["table_value"][:] = self.spare_slot * self.tables.width, 0
 
     def _pad_tokens(self, turn: int, first: int) -> None:
         """Tokens from ``first`` on belong to no row and write the null block."""
         host = self._tokens.host[turn]
         for name, value in (("token_ids", 0), ("token_slot", -1), ("positions", 0), ("slot_mapping", 0)):
             host[name][first:] = value
-        if first == 0:
-            host["row_slot"][:], host["context_lens"][:], host["sample_at"][:] = self.spare_slot, 1, 0
-            host["cu_seqlens_q"][:] = 0
+
+    def _pad_all(self, turn: int) -> None:
+        self._pad_rows(turn, 0, self.max_num_seqs)
+        self._pad_tokens(turn, 0)
+        rows, tokens = self._rows.host[turn], self._tokens.host[turn]
+        tokens["row_slot"][:], tokens["context_lens"][:] = self.spare_slot, 1
+        tokens["sample_at"][:], tokens["cu_seqlens_q"][:] = 0, 0
+        if "table_at" in rows:
+            rows["table_at"][:], rows["table_value"][:] = self.spare_slot * self.tables.width, 0

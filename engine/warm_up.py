@@ -44,8 +44,7 @@ class WarmUp:
     def run(self, toolchain: ToolchainPreparation | None) -> None:
         """Compile, capture, and leave nothing but zeros in the null block; ``ConfigError`` if memory is short."""
         runner = self.runner
-        if self.on_gpu:
-            torch.cuda.synchronize(runner.plan.device)  # weights and caches were made on the caller's stream
+        runner.stream.follow()  # weights and caches were made on the caller's stream
         try:
             if runner.pieces.compiled:
                 self._compile_or_fall_back(toolchain)
@@ -73,11 +72,11 @@ class WarmUp:
         """A mixed step that is as large as one can be on a GPU, and as small as one can be elsewhere."""
         runner, tokens = self.runner, self._hint_tokens()
         samples = runner.plan.config.max_num_seqs if self.on_gpu else 0
-        host = self._bounds(tokens)
-        return lambda: runner.run_mixed(tokens, self._width(), samples, Sampling.GREEDY, host)
+        host, most_work = self._bounds(tokens), Sampling.FILTERED if self.on_gpu else Sampling.GREEDY
+        return lambda: runner.run_mixed(tokens, self._width(), samples, most_work, host)
 
     def _measure(self) -> None:
-        """What the largest step allocates at its peak, now that everything is compiled."""
+        """What the largest step allocates at its peak, all compiled; torch's own record of the peak begins anew."""
         if not self.on_gpu:
             return
         device = self.runner.plan.device
@@ -111,20 +110,23 @@ class WarmUp:
         runner = self.runner
         if runner.graphs is None or runner.prefill_graphs is None:
             return
-        self._capture_set(runner.graphs, "batch sizes", self._decode_step)
-        self._capture_set(runner.prefill_graphs, "prompt sizes", self._prefill_step)
-        runner.addresses.note()
+        runner.stream.empty_cache()
+        before = runner.stream.bytes_in_use()
+        self._capture_set(runner.graphs, self._decode_step)
+        self._capture_set(runner.prefill_graphs, self._prefill_step)
+        runner.stream.empty_cache()
+        runner.graph_bytes = max(0, runner.stream.bytes_in_use() - before)
+        runner.addresses.note(runner.named_tensors())
 
-    def _capture_set(
-        self, graphs: GraphSet[Sampling], what: str, step_of: Callable[[int, Sampling], Callable[[], None]]
-    ) -> None:
-        captures, doing = len(graphs.sizes) * len(self.runner.kinds), f"capturing {len(graphs.sizes)} {what}"
+    def _capture_set(self, graphs: GraphSet[Sampling], step_of: Callable[[int, Sampling], Callable[[], None]]) -> None:
+        captures = len(graphs.sizes) * len(self.runner.kinds)
+        doing = f"capturing {len(graphs.sizes)} {graphs.sizes_are}"
         if captures:
             self.progress(doing, 0.0)
         graphs.capture_all(self.runner.kinds, step_of, lambda done: self.progress(doing, done / captures))
         if graphs.dropped:
             sizes, reason = ", ".join(map(str, sorted(graphs.dropped))), next(iter(graphs.dropped.values()))
-            text = f"no graphs for {what} {sizes}, such steps run slower: {reason}"
+            text = f"no graphs for {graphs.sizes_are} {sizes}, such steps run slower: {reason}"
             warnings.warn(text, RuntimeWarning, stacklevel=2)
 
     def _decode_step(self, rows: int, sampling: Sampling) -> Callable[[], None]:

@@ -7,7 +7,7 @@ tensors: for debugging.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from torch import Tensor
@@ -31,27 +31,28 @@ class Place(NamedTuple):
 class AddressRegistry:
     """Remembers where named tensors lie, and says which one has moved."""
 
-    def __init__(self, tensors: Callable[[], Mapping[str, Tensor]]) -> None:
-        """``tensors`` looks them up anew at every call: an attribute that was reassigned gives the new tensor."""
-        self._tensors = tensors
+    def __init__(self) -> None:
         self._places: dict[str, Place] = {}
 
-    def note(self) -> None:
+    def note(self, tensors: Mapping[str, Tensor]) -> None:
         """Remember: the graphs have just been captured."""
-        self._places = {name: Place.of(tensor) for name, tensor in self._tensors().items()}
+        self._places = {name: Place.of(tensor) for name, tensor in tensors.items()}
 
-    def check(self) -> None:
-        """Raise ``CaptureError`` naming what is gone, new, or lies elsewhere or otherwise than noted."""
-        now = self._tensors()
+    def check(self, tensors: Mapping[str, Tensor]) -> None:
+        """Raise ``CaptureError`` naming what is gone, or lies elsewhere or otherwise than noted.
+
+        ``tensors`` are looked up anew for each check: an attribute that was reassigned gives the new tensor.
+        """
         for name, noted in self._places.items():
-            if name not in now:
+            if name not in tensors:
                 raise CaptureError(f"{name} is gone; the captured graphs still read its memory")
-            place = Place.of(now[name])
+            place = Place.of(tensors[name])
             if place != noted:
                 raise CaptureError(f"{name} has moved since the graphs were captured: {_change(noted, place)}")
 
 
 def _change(old: Place, new: Place) -> str:
     if old.address != new.address:
-        return f"from {old.address:#x} to {new.address:#x}; the graphs read the old memory (copy_ into it instead)"
+        mend = "the graphs read the old memory (copy_ into it, and synchronise)"
+        return f"from {old.address:#x} to {new.address:#x}; {mend}"
     return f"shape {old.shape} and strides {old.strides} became {new.shape} and {new.strides}"

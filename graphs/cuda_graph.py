@@ -36,7 +36,7 @@ class CudaGraph:
         """Names of the functions that split the step."""
         return tuple(piece.name for piece in self._pieces if isinstance(piece, EagerCall))
 
-    def capture(self, step: Callable[[], None]) -> None:
+    def capture(self, step: Callable[[], object]) -> None:
         """Record ``step``; a failure leaves nothing behind and is raised."""
         if self._closed or self._pieces:
             raise CaptureError("capture into a graph that was captured before, or reset")
@@ -88,6 +88,8 @@ class CudaGraph:
         if self._recording is not None:
             with contextlib.suppress(RuntimeError):
                 self._recording.capture_end()
+            with contextlib.suppress(RuntimeError):
+                self._recording.reset()
             self._recording = None
         self.reset()
 

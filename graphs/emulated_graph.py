@@ -62,7 +62,7 @@ class EmulatedGraph:
         """Names of the functions that are called anew at every replay."""
         return tuple(call.name for call in self.calls if isinstance(call, EagerCall))
 
-    def capture(self, step: Callable[[], None]) -> None:
+    def capture(self, step: Callable[[], object]) -> None:
         """Run ``step`` once, uncompiled, and record it."""
         self._recorder = recorder = _Recorder()
         try:

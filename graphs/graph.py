@@ -30,7 +30,7 @@ class Graph(Protocol):
     def breaks(self) -> tuple[str, ...]:
         """Names of the functions that split it, in order."""
 
-    def capture(self, step: Callable[[], None]) -> None:
+    def capture(self, step: Callable[[], object]) -> None:
         """Record one step, which has run before on the same stream."""
 
     def replay(self) -> None:

@@ -23,9 +23,10 @@ Variant = TypeVar("Variant", bound=Hashable)
 class GraphSet(Generic[Variant]):
     """One graph per size and variant on ``stream``; ``close()`` frees all of them."""
 
-    def __init__(self, sizes: Sequence[int], stream: DeviceStream) -> None:
-        """``sizes`` ascending."""
+    def __init__(self, sizes: Sequence[int], stream: DeviceStream, sizes_are: str = "batch sizes") -> None:
+        """``sizes`` ascending; ``sizes_are`` says in messages what they are."""
         self.sizes = tuple(sizes)
+        self.sizes_are = sizes_are
         self.captures = 0
         self.replays: dict[int, int] = dict.fromkeys(self.sizes, 0)
         self.dropped: dict[int, str] = {}
@@ -45,14 +46,12 @@ class GraphSet(Generic[Variant]):
         Any other failure is a ``CaptureError`` that names the key, and leaves no graph.
         """
         variants = tuple(variants)
+        if self.sizes:
+            self._stream.empty_cache()  # what lies cached is not given to a capture
         for size in reversed(self.sizes):
             for variant in variants:
-                try:
-                    self._capture(size, variant, step_of(size, variant))
-                except Exception as error:
-                    if (reason := out_of_memory(error)) is None:
-                        self.close()
-                        raise CaptureError(f"batch size {size}, {variant}: {_first_line(error)}") from error
+                reason = self._try_capture(size, variant, step_of(size, variant))
+                if reason is not None:
                     self._drop(size, reason)
                     break
                 progress(len(self._graphs))
@@ -66,7 +65,7 @@ class GraphSet(Generic[Variant]):
         """Replay the graph of that key, within submitted work."""
         graph = self._graphs.get((size, variant))
         if graph is None:
-            raise CaptureError(f"no graph for batch size {size}, {variant}: {len(self._graphs)} are captured")
+            raise CaptureError(f"{self.sizes_are}: no graph for {size}, {variant}; {len(self._graphs)} are captured")
         graph.replay()
         self.replays[size] += 1
 
@@ -80,6 +79,17 @@ class GraphSet(Generic[Variant]):
         for graph in self._graphs.values():
             graph.reset()
         self._graphs.clear()
+
+    def _try_capture(self, size: int, variant: Variant, step: Callable[[], None]) -> str | None:
+        """Capture; the reason if there is no memory for it. When it returns, nothing of a failed step is alive."""
+        try:
+            self._capture(size, variant, step)
+        except Exception as error:
+            if (reason := out_of_memory(error)) is not None:
+                return reason
+            self.close()
+            raise CaptureError(f"{self.sizes_are}: {size}, {variant}: {_first_line(error)}") from error
+        return None
 
     def _capture(self, size: int, variant: Variant, step: Callable[[], None]) -> None:
         """Run the step a few times as it is, on the same stream, then record it."""
@@ -97,18 +107,18 @@ class GraphSet(Generic[Variant]):
         self.dropped[size] = reason
         for key in [key for key in self._graphs if key[0] == size]:
             self._graphs.pop(key).reset()
-        if torch.cuda.is_initialized():
-            torch.cuda.empty_cache()
+        self._stream.empty_cache()
 
 
 def out_of_memory(error: BaseException | None) -> str | None:
     """The device's own words if ``error``, or what caused it, says that its memory was not enough; else None.
 
     A capture that runs out of memory may end in "operation failed due to a previous error during capture" only
-    (pytorch#187795): the cause is in the chain.
+    (pytorch#187795): the cause is in the chain. The driver, which makes the executable graph, has an error of its own.
     """
     while error is not None:
-        if isinstance(error, torch.OutOfMemoryError):
+        of_driver = isinstance(error, RuntimeError) and "CUDA error: out of memory" in str(error)
+        if isinstance(error, torch.OutOfMemoryError) or of_driver:
             return _first_line(error)
         error = error.__cause__ or error.__context__
     return None

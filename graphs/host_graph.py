@@ -14,9 +14,9 @@ class HostGraph:
         return ()
 
     def __init__(self) -> None:
-        self._step: Callable[[], None] | None = None
+        self._step: Callable[[], object] | None = None
 
-    def capture(self, step: Callable[[], None]) -> None:
+    def capture(self, step: Callable[[], object]) -> None:
         """Keep ``step``; the graph set has warmed it up already."""
         self._step = step
 

@@ -44,8 +44,14 @@ class DeviceStream(Protocol):
     def new_graph(self) -> Graph:
         """An empty graph, to be captured and replayed within submitted work."""
 
-    def graph_bytes(self) -> int:
-        """Device memory that the captured graphs hold, in bytes, as far as it is known."""
+    def follow(self) -> None:
+        """Let what is submitted from now on come after what the caller's own stream was given so far."""
+
+    def bytes_in_use(self) -> int:
+        """Device memory that is taken, whoever has it, in bytes; 0 where nobody counts."""
+
+    def empty_cache(self) -> None:
+        """Give memory that is kept but not used back to the device."""
 
     def synchronize(self) -> None:
         """Wait until everything submitted has run."""
@@ -78,9 +84,15 @@ class HostStream:
         """A graph of the kind asked for."""
         return self._graph()
 
-    def graph_bytes(self) -> int:
-        """Graphs on a CPU have no memory of their own that is counted."""
+    def follow(self) -> None:
+        """It does already."""
+
+    def bytes_in_use(self) -> int:
+        """Nobody counts."""
         return 0
+
+    def empty_cache(self) -> None:
+        """Nothing is kept."""
 
     def synchronize(self) -> None:
         """Everything has run."""
@@ -109,7 +121,7 @@ class CudaStream:
         self._emulate = emulate
         self._stream: torch.cuda.Stream = torch.cuda.Stream(device)
         self._pool: Any = torch.cuda.graph_pool_handle()
-        self._stream.wait_stream(torch.cuda.current_stream(device))
+        self._keeper: Any = None
 
     def submit(self, work: Callable[[], None]) -> Event:
         """Launch it on the stream."""
@@ -123,12 +135,29 @@ class CudaStream:
 
     def new_graph(self) -> Graph:
         """A CUDA graph whose memory is the pool's."""
-        return EmulatedGraph() if self._emulate else CudaGraph(self._stream, self._pool)
+        if self._emulate:
+            return EmulatedGraph()
+        if self._keeper is None:
+            self._keep_pool()
+        return CudaGraph(self._stream, self._pool)
 
-    def graph_bytes(self) -> int:
-        """What the pool holds."""
-        segments = torch.cuda.memory_snapshot(mempool_id=self._pool) if self._pool is not None else []
-        return sum(int(segment["total_size"]) for segment in segments)
+    def follow(self) -> None:
+        """Wait, on the device, for the stream that is current."""
+        self._stream.wait_stream(torch.cuda.current_stream(self.device))
+
+    def bytes_in_use(self) -> int:
+        """The device's own figure: pools and what the driver keeps for executable graphs are in it."""
+        free, total = torch.cuda.mem_get_info(self.device)
+        return total - free
+
+    def empty_cache(self) -> None:
+        """Of all streams."""
+        torch.cuda.empty_cache()
+
+    def _keep_pool(self) -> None:
+        """A graph of next to nothing. A pool ends with its last graph, which may be one that had no memory."""
+        self._keeper = CudaGraph(self._stream, self._pool)
+        self.submit(lambda: self._keeper.capture(lambda: torch.zeros(1, device=self.device)))
 
     def synchronize(self) -> None:
         """Wait for the stream."""
@@ -136,7 +165,9 @@ class CudaStream:
 
     def close(self) -> None:
         """Drop the pool."""
-        self._pool = None
+        if self._keeper is not None:
+            self._keeper.reset()
+            self._keeper = None
         torch.cuda.empty_cache()
 
 

@@ -43,8 +43,10 @@ class CountingModel(torch.nn.Module):
 
     spec = SPEC
 
-    def __init__(self) -> None:
+    def __init__(self, window: int = 64) -> None:
+        """``window``: tokens that a token sees, itself included."""
         super().__init__()
+        self.window = window
         self.norm = torch.nn.Identity()
         self.layers = [self._layer]
         table = torch.Generator().manual_seed(0)
@@ -65,7 +67,7 @@ class CountingModel(torch.nn.Module):
         rows = self._rows(x, meta)
         context = keys[meta.block_table[rows]].flatten(1)  # [tokens, width * block_size]
         at = torch.arange(context.shape[1])[None, :]
-        seen = at <= x[:, 1:2]
+        seen = (at <= x[:, 1:2]) & (at > x[:, 1:2] - self.window)
         total = torch.where(seen, (context.nan_to_num().long() + 1) * _weight(at), 0).sum(1)
         shorter = torch.where(meta.context_lens[rows] > x[:, 1], 0, 17)  # a context that ends before its token
         return ((total + shorter) % MODULUS)[:, None]
@@ -84,8 +86,8 @@ class CountingModel(torch.nn.Module):
 
 def next_token(model: CountingModel, tokens: Sequence[int], params: SamplingParams, seed: int, index: int) -> int:
     """What the model generates after ``tokens``, as the ``index``-th token of its request: nothing remembered."""
-    at = torch.arange(len(tokens))
-    total = int(((torch.tensor(tokens) + 1) * _weight(at)).sum()) % MODULUS
+    at = torch.arange(len(tokens))[-model.window :]
+    total = int(((torch.tensor(tokens)[at] + 1) * _weight(at)).sum()) % MODULUS
     logits = model.logits[[total % 211]].clone()
     if params.greedy:
         return int(logits.argmax())

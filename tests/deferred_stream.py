@@ -52,8 +52,14 @@ class DeferredStream:
     def new_graph(self) -> Graph:
         return self._graph()
 
-    def graph_bytes(self) -> int:
+    def follow(self) -> None:
+        pass
+
+    def bytes_in_use(self) -> int:
         return 0
+
+    def empty_cache(self) -> None:
+        pass
 
     def synchronize(self) -> None:
         self.run_until(self._submitted)

@@ -19,6 +19,7 @@ from ostinato.graphs.emulated_graph import RecordedCall, _Recorder
 
 POOL = (0, 7)
 SENTINEL = -99
+FREE = 1 << 30
 
 
 class State:
@@ -27,6 +28,8 @@ class State:
     log: list[str]
     capturing = False
     current: Stream | None = None
+    in_pool = 0  # graphs that hold the pool
+    pool_ended = False  # its last graph was reset: nothing can be captured into it any more
 
 
 class Stream:
@@ -65,12 +68,17 @@ class CUDAGraph:
         assert (pool, capture_error_mode) == (POOL, "thread_local")
         assert not gc.isenabled(), "the garbage collector may run during a capture"
         assert not State.capturing
+        if State.pool_ended:
+            raise RuntimeError("INTERNAL ASSERT FAILED: it->second->use_count > 0")
         State.log.append("begin")
         State.capturing = True
+        State.in_pool += 1
         self._recorder = _Recorder()
         self._recorder.__enter__()
 
     def capture_end(self) -> None:
+        if self._recorder is None:
+            raise RuntimeError("capture_end without capture_begin")
         State.log.append("end")
         State.capturing = False
         self._recorder.__exit__(None, None, None)
@@ -88,6 +96,8 @@ class CUDAGraph:
 
     def reset(self) -> None:
         State.log.append("reset")
+        State.in_pool -= 1
+        State.pool_ended = State.in_pool == 0
         self._calls = []
 
 
@@ -102,7 +112,7 @@ def stream(on: Stream) -> Iterator[None]:
 
 def install(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Put the stand-ins into ``torch.cuda``; returns what graphs and streams are asked to do from now on."""
-    State.log, State.capturing, State.current = [], False, None
+    State.log, State.capturing, State.current, State.in_pool, State.pool_ended = [], False, None, 0, False
     replaced = {
         "Stream": Stream,
         "Event": Event,
@@ -111,7 +121,7 @@ def install(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         "device": lambda device: contextlib.nullcontext(),
         "current_stream": lambda device=None: Stream(),
         "graph_pool_handle": lambda: POOL,
-        "memory_snapshot": lambda mempool_id: [{"total_size": 1 << 20}, {"total_size": 1 << 21}],
+        "mem_get_info": lambda device: (FREE - 1024 * State.in_pool, 2 * FREE),
         "empty_cache": lambda: State.log.append("empty_cache"),
     }
     for name, value in replaced.items():

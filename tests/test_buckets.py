@@ -103,7 +103,7 @@ def test_replay_takes_the_smallest_graph_and_counts_it(graphs: tuple[GraphSet[in
 
 
 def test_a_graph_that_was_not_captured_is_named(graphs: tuple[GraphSet[int], Steps]) -> None:
-    with pytest.raises(CaptureError, match="no graph for batch size 2, 9: 6 are captured"):
+    with pytest.raises(CaptureError, match="batch sizes: no graph for 2, 9; 6 are captured"):
         graphs[0].replay(2, 9)
 
 

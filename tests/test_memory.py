@@ -9,6 +9,7 @@ import psutil
 import pytest
 import torch
 
+from engines import engine
 from ostinato.memory import container_bytes_left, format_bytes, free_bytes
 from ostinato.models.kv_cache import allocate_kv_cache
 from ostinato.models.registry import family_for
@@ -80,3 +81,15 @@ def test_pages_of_the_cache_are_resident_when_they_are_written(tmp_path: Path) -
 @pytest.mark.parametrize(("count", "text"), [(0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (3 << 40, "3 TiB")])
 def test_bytes_read_well(count: int, text: str) -> None:
     assert format_bytes(count) == text
+
+
+def test_an_engine_says_what_it_holds() -> None:
+    with engine("qwen3", kv_cache_memory="1MiB") as llm:
+        memory = llm.memory
+        assert (memory.weights, memory.kv_cache) == (llm.plan.weight_bytes, llm.plan.kv_cache_bytes)
+        assert (memory.activations, memory.graphs) == (None, 0)  # nobody counts them on a CPU
+        assert memory.logits == 4 * llm.plan.spec.vocab_size * 4
+        assert memory.total == memory.weights + memory.kv_cache
+    lines = str(memory).splitlines()
+    assert lines[1].split(maxsplit=1) == ["kv_cache", format_bytes(memory.kv_cache)]
+    assert lines[2].split(maxsplit=1) == ["activations", "not measured"]

@@ -7,30 +7,25 @@ function's cache, so the caches are counted; a process-wide hook, which a host m
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable
 from typing import Any
 
 PACKAGE = "ostinato.layers.kernels."
 
 
-def compiled_kernels() -> int:
-    """Compiled forms of all our kernels in this process; 0 in Triton's interpreter."""
-    return sum(_forms(function) for function in _functions())
-
-
-def _functions() -> Iterator[Any]:
-    """Every ``@triton.jit`` function in the kernel modules that were imported."""
+def kernel_functions() -> tuple[Any, ...]:
+    """Every ``@triton.jit`` function in the kernel modules imported so far; none in Triton's interpreter."""
     triton = sys.modules.get("triton")
     if triton is None:
-        return
-    seen: set[int] = set()
-    for name, module in list(sys.modules.items()):
-        for value in vars(module).values() if name.startswith(PACKAGE) else ():
-            if isinstance(value, triton.runtime.JITFunction) and id(value) not in seen:
-                seen.add(id(value))
-                yield value
+        return ()
+    modules = [module for name, module in list(sys.modules.items()) if name.startswith(PACKAGE)]
+    values = (value for module in modules for value in vars(module).values())
+    return tuple({id(value): value for value in values if isinstance(value, triton.runtime.JITFunction)}.values())
 
 
-def _forms(function: Any) -> int:
-    """Entries of a function's caches, one per device; each is a tuple whose first part maps keys to compiled forms."""
-    return sum(len(cache[0]) for cache in function.device_caches.values())
+def compiled_forms(functions: Iterable[Any]) -> int:
+    """Compiled forms of ``functions`` on all devices.
+
+    Each has a cache per device, a tuple whose first part maps types, constants and alignments to a compiled form.
+    """
+    return sum(len(cache[0]) for function in functions for cache in function.device_caches.values())

@@ -238,7 +238,7 @@ def paged_decode(
     if splits > 1:
         _merge_kernel[num_heads, rows](
             partial, log_sums, context_lens, cu_seqlens_q, out, splits,
-            PADDED_SPLITS=splits, WINDOW=scoring.window, num_warps=4, num_stages=1, **sizes,
+            PADDED_SPLITS=MAX_SPLITS, WINDOW=scoring.window, num_warps=4, num_stages=1, **sizes,
         )  # fmt: skip
     return out
 
@@ -257,7 +257,7 @@ def specimens() -> list[Specimen]:
         _specimen("all", fp16, 256, 128, 16, split=True, window=4096, softcap=50.0, alibi=True, sinks=True),
         _specimen("plain", fp32, head_dim=128, block_size=16, group=2, split=True),
         _specimen("plain", fp32, head_dim=256, block_size=16, group=1, split=True),
-        *(_merge_specimen(splits, head_dim) for splits, head_dim in ((2, 64), (16, 128), (64, 256))),
+        *(_merge_specimen(head_dim) for head_dim in (64, 128, 256)),
     ]
 
 
@@ -304,16 +304,16 @@ def _specimen(
     )
 
 
-def _merge_specimen(splits: int, head_dim: int) -> Specimen:
+def _merge_specimen(head_dim: int) -> Specimen:
     return Specimen(
-        f"merge-bf16-d{head_dim}-s{splits}",
+        f"merge-bf16-d{head_dim}",
         _merge_kernel,
         {"partial": "*fp32", "log_sums": "*fp32", "context_lens": "*i32", "out": "*bf16", "splits": "i32"},
         {
             "cu_seqlens_q": None,
             "HEAD_DIM": head_dim,
             "PADDED_DIM": power_of_two(head_dim),
-            "PADDED_SPLITS": splits,
+            "PADDED_SPLITS": MAX_SPLITS,
             "TILE": decode_tile(head_dim, torch.bfloat16).tokens,
             "WINDOW": 0,
         },
