@@ -8,7 +8,7 @@ it (``LLM``) lets one caller in at a time. Only ``drop`` may be called at any mo
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from ostinato.block_pool import BlockPool
 from ostinato.layers.errors import EngineDead, OstinatoError
@@ -240,16 +240,17 @@ class EngineCore:
         self.end_dropped()
         runner, pool, scheduler = self.runner, self.pool, self.scheduler
         counts = self.counts
+        late_compiles, late_captures = runner.late
         return Stats(
             steps=counts["steps"],
             mixed_steps=counts["mixed_steps"],
             tokens_computed=counts["tokens_computed"],
             tokens_generated=counts["tokens_generated"],
-            replays=runner.replays,
-            prefill_replays=runner.prefill_replays,
+            replays=served(runner.graphs.decode.replays),
+            prefill_replays=served(runner.graphs.prefill.replays),
             padding_rows=runner.counts["padding_rows"],
             eager_fallbacks=runner.fallbacks,
-            eager_breaks=runner.breaks,
+            eager_breaks=runner.graphs.breaks,
             preemptions=scheduler.num_preemptions,
             prefix_queries=pool.queries,
             prefix_hits=pool.hits,
@@ -260,8 +261,13 @@ class EngineCore:
             requests_running=scheduler.num_running,
             requests_waiting=scheduler.num_waiting,
             compiles=runner.compiles,
-            captures=runner.captures,
+            captures=runner.graphs.captures,
             graph_bytes=runner.graph_bytes,
-            compiles_after_warmup=runner.late_compiles,
-            captures_after_warmup=runner.late_captures,
+            compiles_after_warmup=late_compiles,
+            captures_after_warmup=late_captures,
         )
+
+
+def served(replays: Mapping[int, int]) -> dict[int, int]:
+    """Replays by size, sizes without one left out."""
+    return {size: count for size, count in replays.items() if count}

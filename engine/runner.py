@@ -17,20 +17,16 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from ostinato.embedding import embed
-from ostinato.graphs.addresses import AddressRegistry
 from ostinato.graphs.ambient import neutral_state
-from ostinato.graphs.graph_set import GraphSet
 from ostinato.graphs.streams import DeviceStream, Event, stream_of
 from ostinato.graphs.toolchain import ToolchainPreparation
 from ostinato.layers.attention.backend import AttentionBackend
-from ostinato.layers.errors import CaptureError, EngineDead
-from ostinato.layers.kernels.compiled_count import compiled_forms, kernel_functions
+from ostinato.layers.errors import EngineDead
 from ostinato.memory import MemoryUse
 from ostinato.models.decode_step import StepDecoder, StepModel
 from ostinato.models.decoder import KVCache
@@ -38,13 +34,12 @@ from ostinato.models.kv_cache import allocate_kv_cache
 from ostinato.models.rope_tables import rope_of
 from ostinato.models.step_inputs import Sampling
 from ostinato.plan import Plan
+from ostinato.promises import Promises
 from ostinato.step import Step
 from ostinato.step_buffers import PackedStep, StepBuffers
+from ostinato.step_graphs import StepGraphs
 from ostinato.step_pieces import MIN_BLOCKS, StepPieces
 from ostinato.warm_up import Progress, WarmUp, usable_backend
-
-PREFILL_ROWS = 8
-"""Rows that a captured step with prompts samples at most."""
 
 
 @dataclass(frozen=True)
@@ -85,17 +80,11 @@ class ModelRunner:
         """Cells of the block table that a host graph reads in its next replay; others read the whole table."""
         self._launches = 0
         self.pieces = self.new_pieces(decoder, compiled=plan.compiles and self.fallback_reason is None)
-        self.graphs: GraphSet[Sampling] | None = None
-        self.prefill_graphs: GraphSet[Sampling] | None = None
-        if plan.captures and self.fallback_reason is None:
-            self.graphs = GraphSet(plan.capture_sizes, self.stream, "batch sizes")
-            self.prefill_graphs = GraphSet(plan.prefill_capture_sizes, self.stream, "prompt sizes")
+        self.graphs = StepGraphs(plan, self.stream, captured=plan.captures and self.fallback_reason is None)
         self._model: StepModel | None = StepModel(decoder, rope, kv_cache, self.buffers.state, plan.attention.backend)
         self.activation_bytes: int | None = None
         self.graph_bytes = 0
-        self.addresses = AddressRegistry()
-        self._functions: tuple[Any, ...] = ()  # our kernels, once they are all there
-        self._kernel_compiles = self._warm_compiles = self._warm_captures = 0
+        self.promises = Promises()
         self._threads_differ = False
 
     @property
@@ -114,24 +103,14 @@ class ModelRunner:
         return self.open_model.kv_cache
 
     @property
-    def captures(self) -> int:
-        """Captured graphs so far."""
-        return sum(graphs.captures for graphs in (self.graphs, self.prefill_graphs) if graphs is not None)
-
-    @property
     def compiles(self) -> int:
         """Compiled pieces so far, and kernels that were compiled in warm-up or by a launch of this engine."""
-        return self.pieces.compiles + self._kernel_compiles
+        return self.pieces.compiles + self.promises.kernel_compiles
 
     @property
-    def late_compiles(self) -> int:
-        """Compilations after ``warm_up``: a broken promise if not 0."""
-        return self.compiles - self._warm_compiles
-
-    @property
-    def late_captures(self) -> int:
-        """Captures after ``warm_up``: a broken promise if not 0."""
-        return self.captures - self._warm_captures
+    def late(self) -> tuple[int, int]:
+        """Compilations and captures after ``warm_up``: broken promises if not 0."""
+        return self.promises.late(self.pieces.compiles, self.graphs.captures)
 
     @property
     def memory(self) -> MemoryUse:
@@ -142,29 +121,10 @@ class ModelRunner:
         return MemoryUse(plan.weight_bytes, pages, self.activation_bytes, logits, self.graph_bytes)
 
     @property
-    def replays(self) -> dict[int, int]:
-        """Replays per batch size, sizes without one left out."""
-        return _counted(self.graphs)
-
-    @property
-    def prefill_replays(self) -> dict[int, int]:
-        """Replays of steps with prompts, per token count."""
-        return _counted(self.prefill_graphs)
-
-    @property
-    def breaks(self) -> tuple[str, ...]:
-        """Functions around which graphs are split."""
-        return self.graphs.breaks if self.graphs is not None else ()
-
-    @property
     def fallbacks(self) -> dict[str, int]:
         """Steps that ran as they should not, per reason."""
-        fallbacks = {self.fallback_reason: self.counts["eager_fallbacks"]} if self.fallback_reason else {}
-        for graphs in (self.graphs, self.prefill_graphs):
-            if graphs is not None and graphs.dropped:
-                sizes = ", ".join(map(str, sorted(graphs.dropped)))
-                fallbacks[f"no memory for graphs of {graphs.sizes_are} {sizes}"] = self.counts[graphs.sizes_are]
-        return fallbacks
+        eager = {self.fallback_reason: self.counts["eager_fallbacks"]} if self.fallback_reason else {}
+        return eager | self.graphs.fallbacks
 
     def new_pieces(self, decoder: StepDecoder, *, compiled: bool) -> StepPieces:
         """The functions of a step for this device, each of which its first call compiles."""
@@ -174,12 +134,9 @@ class ModelRunner:
 
     def warm_up(self, progress: Progress = lambda *_: None, toolchain: ToolchainPreparation | None = None) -> None:
         """Compile every piece for every class of shapes, then capture every graph; afterwards nothing is compiled."""
-        before = compiled_forms(kernel_functions())
-        with self._neutral():
+        with self._neutral(), self.promises.warming():
             WarmUp(self, progress).run(toolchain)
-        self._functions = kernel_functions() if self.kernels else ()
-        self._kernel_compiles = compiled_forms(self._functions) - before if self.kernels else 0
-        self._warm_compiles, self._warm_captures = self.compiles, self.captures
+        self.promises.begin(self.pieces.compiles, self.graphs.captures, self.named_tensors())
 
     def launch(self, step: Step) -> Flight:
         """Queue ``step`` on the device; returns at once where the device works on its own."""
@@ -187,8 +144,8 @@ class ModelRunner:
             if self.must_compile:
                 self._compile_again()
             if self.plan.config.debug:
-                self._check_promises()
-            size = self._prefill_size(step)
+                self.promises.check(self.pieces.compiles, self.graphs.captures, self.named_tensors())
+            size = self.graphs.prefill_size(step)
             packed = self.buffers.pack(step, size or 0)
             work = self._work(packed, size)
             self._launches += 1
@@ -200,9 +157,9 @@ class ModelRunner:
                 work()
                 tokens.copy_(out, non_blocking=True)
 
-            before = compiled_forms(self._functions)
+            before = self.promises.forms()
             done = self.stream.submit(run)
-            self._kernel_compiles += compiled_forms(self._functions) - before
+            self.promises.kernel_compiles += self.promises.forms() - before
         self.buffers.launched(step, packed, done)
         self._watch()
         return Flight(tokens, done)
@@ -242,9 +199,7 @@ class ModelRunner:
         with contextlib.ExitStack() as last_first:
             last_first.callback(self.stream.close)
             last_first.callback(setattr, self, "_model", None)
-            for graphs in (self.prefill_graphs, self.graphs):
-                if graphs is not None:
-                    last_first.callback(graphs.close)
+            last_first.callback(self.graphs.close)
             last_first.callback(self.stream.synchronize)
 
     @property
@@ -260,24 +215,22 @@ class ModelRunner:
         """What to submit for a packed step, with all that it depends on bound now: it may run later."""
         if packed.tokens:
             return self._mixed_work(packed, prefill_size)
-        rows, sampling = packed.rows, packed.sampling
-        size = self.graphs.size_for(rows) if self.graphs is not None else None
-        if self.graphs is None or size is None:
-            if self.graphs is not None:
-                self.counts[self.graphs.sizes_are] += 1
-            return functools.partial(self.run_decode, rows, sampling, packed.width)
+        rows, sampling, width = packed.rows, packed.sampling, packed.width
+        size = self.graphs.decode_size(rows)
+        if size is None:
+            return functools.partial(self.run_decode, rows, sampling, width)
         self.counts["padding_rows"] += size - rows
-        return functools.partial(self._replay, self.graphs, size, sampling, packed.width)
-
-    def _replay(self, graphs: GraphSet[Sampling], size: int, sampling: Sampling, width: int) -> None:
-        self.width = width
-        graphs.replay(size, sampling)
+        return functools.partial(self._replay, size, sampling, width)
 
     def _mixed_work(self, packed: PackedStep, prefill_size: int | None) -> Callable[[], None]:
-        sampling = packed.sampling
-        if self.prefill_graphs is not None and prefill_size is not None:
-            return functools.partial(self.prefill_graphs.replay, prefill_size, sampling)
-        return functools.partial(self.run_mixed, packed.tokens, packed.width, packed.rows, sampling, packed.host)
+        if prefill_size is not None:
+            return functools.partial(self.graphs.prefill.replay, prefill_size, packed.sampling)
+        arguments = packed.tokens, packed.width, packed.rows, packed.sampling, packed.host
+        return functools.partial(self.run_mixed, *arguments)
+
+    def _replay(self, size: int, sampling: Sampling, width: int) -> None:
+        self.width = width
+        self.graphs.decode.replay(size, sampling)
 
     def run_decode(self, rows: int, sampling: Sampling, width: int) -> None:
         """Run a decode step's pieces on what the static inputs hold."""
@@ -298,21 +251,6 @@ class ModelRunner:
             sampling,
             buffers.sampling_inputs(rows),
         )
-
-    @property
-    def prefill_rows(self) -> int:
-        """Rows that a captured step with prompts samples."""
-        return min(PREFILL_ROWS, self.plan.config.max_num_seqs)
-
-    def _prefill_size(self, step: Step) -> int | None:
-        """The captured size that serves a step with prompts; None where none does, or it samples nothing."""
-        if self.prefill_graphs is None or step.is_decode or not 0 < len(step.sample_rows) <= self.prefill_rows:
-            return None
-        size = self.prefill_graphs.size_for(max(2, step.num_tokens))
-        self.counts[self.prefill_graphs.sizes_are] += size is None and step.num_tokens <= max(
-            self.prefill_graphs.dropped, default=0
-        )
-        return size
 
     # What is watched.
 
@@ -336,13 +274,6 @@ class ModelRunner:
             named |= {f"buffers.{name}": buffer for name, buffer in model.decoder.named_buffers()}
         return named
 
-    def _check_promises(self) -> None:
-        """Debug mode: nothing that graphs hold has moved, and nothing was compiled or captured since warm-up."""
-        if self.graphs is not None and self.captures:
-            self.addresses.check(self.named_tensors())
-        if self.late_compiles or self.late_captures:
-            raise CaptureError(f"after warm-up {self.late_compiles} compilations and {self.late_captures} captures")
-
     def _watch(self) -> None:
         """After a launch: count what ran as it should not."""
         if self.fallback_reason is not None:
@@ -360,7 +291,3 @@ class ModelRunner:
 
     def _neutral(self) -> contextlib.AbstractContextManager[None]:
         return neutral_state(self.plan.device.type)
-
-
-def _counted(graphs: GraphSet[Sampling] | None) -> dict[int, int]:
-    return {size: count for size, count in graphs.replays.items() if count} if graphs is not None else {}

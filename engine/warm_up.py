@@ -24,6 +24,7 @@ from ostinato.memory import format_bytes
 from ostinato.models.kv_cache import zero_null_block
 from ostinato.models.step_inputs import Sampling
 from ostinato.plan import Plan
+from ostinato.step_graphs import StepGraphs
 from ostinato.step_pieces import HINT_ROWS, HINT_WIDTH
 
 if TYPE_CHECKING:
@@ -104,19 +105,16 @@ class WarmUp:
                 raise
             runner.backend, runner.fallback_reason = "eager", reason
             runner.pieces = runner.new_pieces(runner.open_model.decoder, compiled=False)
-            runner.graphs = runner.prefill_graphs = None
+            runner.graphs = StepGraphs(runner.plan, runner.stream, captured=False)
 
     def _capture(self) -> None:
         runner = self.runner
-        if runner.graphs is None or runner.prefill_graphs is None:
-            return
         runner.stream.empty_cache()
         before = runner.stream.bytes_in_use()
-        self._capture_set(runner.graphs, self._decode_step)
-        self._capture_set(runner.prefill_graphs, self._prefill_step)
+        self._capture_set(runner.graphs.decode, self._decode_step)
+        self._capture_set(runner.graphs.prefill, self._prefill_step)
         runner.stream.empty_cache()
         runner.graph_bytes = max(0, runner.stream.bytes_in_use() - before)
-        runner.addresses.note(runner.named_tensors())
 
     def _capture_set(self, graphs: GraphSet[Sampling], step_of: Callable[[int, Sampling], Callable[[], None]]) -> None:
         captures = len(graphs.sizes) * len(self.runner.kinds)
@@ -135,7 +133,7 @@ class WarmUp:
 
     def _prefill_step(self, tokens: int, sampling: Sampling) -> Callable[[], None]:
         runner, bounds = self.runner, self._bounds(tokens)
-        width, rows = runner.plan.table_width, runner.prefill_rows
+        width, rows = runner.plan.table_width, runner.graphs.prefill_rows
         return lambda: runner.run_mixed(tokens, width, rows, sampling, bounds)
 
     def _bounds(self, tokens: int) -> Tensor | None:

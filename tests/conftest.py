@@ -5,6 +5,8 @@ from __future__ import annotations
 import atexit
 import os
 import shutil
+import subprocess
+import sys
 import tempfile
 
 import pytest
@@ -26,6 +28,22 @@ def pytest_configure(config: pytest.Config) -> None:
         return
     hypothesis.settings.register_profile("ostinato", parent=hypothesis.settings.default, deadline=None)
     hypothesis.settings.load_profile("ostinato")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    """Run a test marked ``alone`` in a process that nothing else has run in: it measures the process's memory."""
+    if pyfuncitem.get_closest_marker("alone") is None or os.environ.get("OSTINATO_TEST_ALONE"):
+        return None
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:xdist", pyfuncitem.nodeid]
+    # A fixed threshold: large blocks that are freed go back to the system at once, so that what counts is what is held.
+    environment = {**os.environ, "OSTINATO_TEST_ALONE": "1", "MALLOC_MMAP_THRESHOLD_": "1000000"}
+    done = subprocess.run(command, cwd=pyfuncitem.config.rootpath, env=environment, capture_output=True, text=True)
+    if done.returncode:
+        pytest.fail(done.stdout + done.stderr, pytrace=False)
+    if " skipped" in done.stdout.splitlines()[-1]:
+        pytest.skip("skipped in its own process")
+    return True
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -404,6 +404,7 @@ def experts_case() -> tuple[State, Shapes, tuple[Rule, ...]]:
     return state, {"mine.weight": (9, 3_000, 1_000)}, (rule,)
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("case", [transposed_case, ordered_case, experts_case])
 def test_peak_memory_is_the_parameters_and_a_small_buffer(
     case: Callable[[], tuple[State, Shapes, tuple[Rule, ...]]], tmp_path: Path

@@ -159,6 +159,7 @@ def status(key: str) -> int:
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(key))
 
 
+@pytest.mark.alone
 def test_peak_memory_is_the_parameters_and_a_small_buffer(tmp_path: Path) -> None:
     build("llama2_mha", tmp_path, vocab_size=160_000, dtype="bfloat16")
     build("llama2_mha", tmp_path / "warm")

@@ -143,6 +143,7 @@ def test_no_file_stays_mapped(tmp_path: Path) -> None:
     assert str(tmp_path) not in maps.read_text()
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("legacy", [False, True])
 def test_peak_memory_is_the_parameters_and_one_file(legacy: bool, tmp_path: Path) -> None:
     shapes: Shapes = {f"m{i}.weight": (1_000, 5_000) for i in range(5)}
