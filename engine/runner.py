@@ -26,8 +26,8 @@ from ostinato.graphs.ambient import neutral_state
 from ostinato.graphs.streams import DeviceStream, Event, stream_of
 from ostinato.graphs.toolchain import ToolchainPreparation
 from ostinato.layers.attention.backend import AttentionBackend
-from ostinato.layers.errors import EngineDead
-from ostinato.memory import MemoryUse
+from ostinato.layers.errors import ConfigError, EngineDead
+from ostinato.memory import MemoryUse, format_bytes
 from ostinato.models.decode_step import StepDecoder, StepModel
 from ostinato.models.decoder import KVCache
 from ostinato.models.kv_cache import allocate_kv_cache
@@ -72,8 +72,7 @@ class ModelRunner:
                 fixed_width=self.backend in ("cuda", "emulated") or self.kernels,
                 kinds=self.kinds,
             )
-            num_blocks = max(plan.num_blocks, MIN_BLOCKS)
-            kv_cache = allocate_kv_cache(plan.spec, num_blocks, plan.block_size, plan.dtype, plan.device)
+            kv_cache = self._allocate(max(plan.num_blocks, MIN_BLOCKS))
             rope = rope_of(decoder, plan.max_model_len, plan.device)
             self._results = [self.stream.staging(8 * config.max_num_seqs).view(torch.int64) for _ in range(2)]
         self.width = plan.table_width
@@ -125,6 +124,15 @@ class ModelRunner:
         """Steps that ran as they should not, per reason."""
         eager = {self.fallback_reason: self.counts["eager_fallbacks"]} if self.fallback_reason else {}
         return eager | self.graphs.fallbacks
+
+    def _allocate(self, num_blocks: int) -> KVCache:
+        """The pages; ``ConfigError`` where the device has less memory than when the plan was made."""
+        plan = self.plan
+        try:
+            return allocate_kv_cache(plan.spec, num_blocks, plan.block_size, plan.dtype, plan.device)
+        except torch.OutOfMemoryError as error:
+            wanted = f"{format_bytes(plan.kv_cache_bytes)} on {plan.device}"
+            raise ConfigError(f"kv_cache_memory: there is no room for {wanted} any more: {error}") from error
 
     def new_pieces(self, decoder: StepDecoder, *, compiled: bool) -> StepPieces:
         """The functions of a step for this device, each of which its first call compiles."""

@@ -454,6 +454,15 @@ def test_bad_options_are_refused(options: dict[str, Any], message: str) -> None:
         engine("qwen3", **options)
 
 
+def test_memory_that_went_since_the_plan_was_made_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr("ostinato.runner.allocate_kv_cache", full)
+    with pytest.raises(ConfigError, match=r"kv_cache_memory: there is no room for .*iB on cpu any more: CUDA out of"):
+        engine("qwen3", kv_cache_memory="1MiB")
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_a_missing_gpu_is_said() -> None:
     with pytest.raises(ConfigError, match="sees no CUDA device"):
