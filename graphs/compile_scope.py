@@ -93,4 +93,6 @@ def _process_settings() -> Iterator[None]:
 
 
 def _inductor_variables() -> dict[str, str]:
-    return {name: value for name, value in os.environ.items() if "TORCHINDUCTOR" in name or name == "TORCH_WARM_POOL"}
+    """What Inductor reads and sets; it points Triton's cache into its own."""
+    others = ("TORCH_WARM_POOL", "TRITON_CACHE_DIR")
+    return {name: value for name, value in os.environ.items() if "TORCHINDUCTOR" in name or name in others}

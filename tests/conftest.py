@@ -5,9 +5,11 @@ from __future__ import annotations
 import atexit
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
+import threading
 
 import pytest
 
@@ -21,7 +23,9 @@ if "TORCHINDUCTOR_CACHE_DIR" not in os.environ:  # give one to keep compiled cod
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Let Hypothesis take its time: an example may be the one that imports torch."""
+    """Let Hypothesis take its time: an example may be the one that imports torch. Asked to end, say what was found."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         import hypothesis
     except ModuleNotFoundError:  # a GPU machine without network has no Hypothesis: its tests fail to import, others run

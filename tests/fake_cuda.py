@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 
+from ostinato.graphs import streams
 from ostinato.graphs.emulated_graph import RecordedCall, _Recorder
 
 POOL = (0, 7)
@@ -126,4 +127,5 @@ def install(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     }
     for name, value in replaced.items():
         monkeypatch.setattr(torch.cuda, name, value)
+    monkeypatch.setattr(streams, "_idle", {})
     return State.log

@@ -18,11 +18,16 @@ import pytest
 import torch
 from torch import Tensor
 
+from deferred_stream import DeferredStream
 from ostinato.graphs.ambient import neutral_state
 from ostinato.graphs.compile_scope import cache_folder, compile_scope
 from ostinato.graphs.compiled import CompiledPiece
 from ostinato.graphs.toolchain import cpp_compiler_problem
 from ostinato.layers.errors import CaptureError
+from ostinato.models.decode_step import begin_rows, head
+from ostinato.models.rope_tables import Rotation
+from ostinato.step_buffers import StepBuffers
+from ostinato.step_pieces import _last_arguments, _rows_alone
 
 pytestmark = pytest.mark.skipif(cpp_compiler_problem() is not None, reason="needs a C++ compiler")
 
@@ -279,3 +284,55 @@ def test_a_missing_compiler_is_a_reason_in_one_line(monkeypatch: pytest.MonkeyPa
     problem = cpp_compiler_problem()
     assert problem
     assert "\n" not in problem
+
+
+# The pieces that are compiled on a GPU alone.
+
+
+@pytest.mark.parametrize("rotates", [True, False])
+def test_the_gathers_before_a_decode_step_compile_for_any_number_of_rows(rotates: bool) -> None:
+    """Cut from an engine's own buffers, the changed cells of the table among them."""
+    buffers = StepBuffers(6, 8, 4, 5, DeferredStream(eagerness=1.0), fixed_width=True)
+    state, draw = buffers.state, torch.Generator().manual_seed(0)
+    table = torch.randn(64, 4, generator=draw)
+    rope = (Rotation(table, table + 1), Rotation(None, None)) if rotates else (Rotation(None, None),)
+    piece = CompiledPiece(begin_rows, _rows_alone)
+    for rows in (6, 2, 3, 5):
+        inputs = buffers.row_inputs(rows)
+        state.last_token.random_(0, 50, generator=draw)
+        inputs.token_ids.random_(-1, 3, generator=draw)
+        inputs.row_slot.copy_(torch.randperm(6, generator=draw)[:rows])
+        inputs.positions.random_(0, 64, generator=draw)
+        assert inputs.table_at is not None
+        assert inputs.table_value is not None
+        inputs.table_at.copy_(torch.randperm(30, generator=draw)[: 2 * rows])
+        inputs.table_value.random_(1, 90, generator=draw)
+        state.block_table.zero_()
+        want = begin_rows(state.last_token, state.block_table.clone(), rope, inputs)
+        with neutral_state("cpu"):
+            got = piece(state.last_token, state.block_table, rope, inputs)
+        assert torch.equal(got.token_ids, want.token_ids)
+        assert torch.equal(got.block_table, want.block_table)
+        assert state.block_table.view(-1)[inputs.table_at].equal(inputs.table_value)
+        for ours, theirs in zip(got.rotations, want.rotations, strict=True):
+            assert (ours.cos is None) == (theirs.cos is None)
+            assert ours.cos is None or (torch.equal(ours.cos, theirs.cos) and torch.equal(ours.sin, theirs.sin))
+    assert piece.compiles == 1
+
+
+def test_the_head_compiles_for_any_number_of_rows() -> None:
+    class Model:
+        weight = torch.randn(16, 40, generator=torch.Generator().manual_seed(0))
+
+        def norm(self, x: Tensor) -> Tensor:
+            return x * x.pow(2).mean(-1, keepdim=True).rsqrt()
+
+        def compute_logits(self, hidden: Tensor) -> Tensor:
+            return hidden @ self.weight
+
+    piece, model = CompiledPiece(head, _last_arguments), Model()
+    for rows in (5, 2, 7):
+        x = torch.randn(rows, 16)
+        with neutral_state("cpu"):
+            torch.testing.assert_close(piece(model, x), head(model, x))  # type: ignore[arg-type]
+    assert piece.compiles == 1

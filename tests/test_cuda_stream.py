@@ -79,6 +79,19 @@ def test_an_engine_captures_replays_and_gives_the_reference_tokens(log: list[str
     assert log[-1] == "empty_cache"
 
 
+def test_the_stream_of_a_closed_engine_serves_the_next(log: list[str]) -> None:
+    """cuBLAS keeps a workspace for every stream: a new one for each engine would be a leak."""
+    streams_used = []
+    for _ in range(3):
+        stream = CudaStream(CPU, emulate=False)
+        streams_used.append(stream._stream)
+        stream.close()
+        stream.close()
+    assert len(set(map(id, streams_used))) == 1
+    both = [CudaStream(CPU, emulate=False) for _ in range(2)]
+    assert both[0]._stream is not both[1]._stream
+
+
 def test_a_region_of_the_model_that_cannot_be_captured_splits_every_graph(log: list[str]) -> None:
     def spoil(decoder: Any) -> None:
         compute_logits = decoder.compute_logits

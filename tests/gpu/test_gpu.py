@@ -33,7 +33,7 @@ PROMPTS = [
 LENGTH: dict[str, Any] = {"max_tokens": 32, "ignore_eos": True}
 GREEDY = SamplingParams(temperature=0, **LENGTH)
 SAMPLED = [SamplingParams(temperature=0.8, top_k=40, top_p=0.95, seed=seed, **LENGTH) for seed in range(5)]
-CYCLES = 10  # of opening and closing an engine; 50 with OSTINATO_SOAK=1
+CYCLES = 3  # of opening and closing an engine; 50 with OSTINATO_SOAK=1
 if os.environ.get("OSTINATO_SOAK") == "1":
     CYCLES = 50
 OPTIONS: dict[str, Any] = {"dtype": "float32", "max_num_seqs": 6, "max_model_len": 256}
@@ -75,14 +75,15 @@ def graphed() -> Iterator[LLM]:
         yield llm
 
 
-@pytest.mark.parametrize("execution", ["graph", "compile", "eager", "emulate"])
+@pytest.mark.parametrize("execution", ["compile", "eager", "emulate"])  # graphs: the next test
 def test_every_execution_gives_the_greedy_tokens_of_the_cpu(execution: str, cpu_tokens: list[list[int]]) -> None:
     with on_gpu(execution=execution) as llm:
         assert generate(llm, GREEDY) == cpu_tokens
 
 
-@pytest.mark.parametrize("backend", ["triton", "torch"])
-@pytest.mark.parametrize("execution", ["graph", "eager"])
+@pytest.mark.parametrize(
+    ("backend", "execution"), [("torch", "graph"), ("torch", "eager"), ("triton", "eager")], ids=lambda name: str(name)
+)
 def test_every_attention_backend_gives_the_greedy_tokens_of_the_cpu(
     backend: str, execution: str, cpu_tokens: list[list[int]]
 ) -> None:
@@ -91,7 +92,7 @@ def test_every_attention_backend_gives_the_greedy_tokens_of_the_cpu(
         assert generate(llm, GREEDY) == cpu_tokens
 
 
-@pytest.mark.parametrize("block_size", [16, 64, 256])
+@pytest.mark.parametrize("block_size", [64, 256])
 def test_every_block_size_gives_the_greedy_tokens_of_the_cpu(block_size: int, cpu_tokens: list[list[int]]) -> None:
     with on_gpu(block_size=block_size) as llm:
         assert generate(llm, GREEDY) == cpu_tokens
@@ -157,14 +158,15 @@ def test_a_region_that_cannot_be_captured_splits_the_graph() -> None:
     stream.close()
 
 
-@pytest.mark.parametrize("nth", [1, 2, 3])
+@pytest.mark.parametrize("nth", [1, 3])
 def test_out_of_memory_at_a_capture_drops_that_size(nth: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """In the midst of the n-th captured step, with its tensors alive; the first is the largest size's."""
     sample, captured = StepModel._sample, [0]
 
     def hungry(self: StepModel, *args: Any) -> None:
-        captured[0] += torch.cuda.is_current_stream_capturing()
-        if captured[0] == nth:
+        capturing = torch.cuda.is_current_stream_capturing()
+        captured[0] += capturing
+        if capturing and captured[0] == nth:
             torch.empty(1 << 50, dtype=torch.uint8, device="cuda")
         sample(self, *args)
 
@@ -237,16 +239,16 @@ def test_a_seeded_request_draws_the_same_alone_and_among_others(graphed: LLM) ->
     assert alone == together
 
 
-@pytest.mark.parametrize("poison", [math.nan, math.inf, 1e4])
-def test_poison_where_padded_rows_read_harms_nobody(poison: float, cpu_tokens: list[list[int]]) -> None:
+def test_poison_where_padded_rows_read_harms_nobody(cpu_tokens: list[list[int]]) -> None:
     """One graph of six rows serves one request: five rows of padding read and write the null block."""
     with on_gpu(capture_sizes=[6], enable_prefix_caching=False) as llm:
-        for pages in llm._core.runner.kv_cache:
-            for tensor in pages:
-                tensor.fill_(poison)
-        torch.cuda.synchronize()  # the engine's stream is its own
-        assert generate(llm, GREEDY, PROMPTS[:1]) == cpu_tokens[:1]
-        assert generate(llm, GREEDY, PROMPTS[:3]) == cpu_tokens[:3]
+        for poison in (math.nan, math.inf, 1e4):
+            for pages in llm._core.runner.kv_cache:
+                for tensor in pages:
+                    tensor.fill_(poison)
+            torch.cuda.synchronize()  # the engine's stream is its own
+            assert generate(llm, GREEDY, PROMPTS[:1]) == cpu_tokens[:1]
+            assert generate(llm, GREEDY, PROMPTS[:3]) == cpu_tokens[:3]
         assert llm.stats().padding_rows > 0
 
 
