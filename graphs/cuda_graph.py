@@ -86,12 +86,23 @@ class CudaGraph:
     def _abandon(self) -> None:
         """After a failure: the stream must leave the capture, which is invalid and says so once more."""
         if self._recording is not None:
-            with contextlib.suppress(RuntimeError):
+            try:
                 self._recording.capture_end()
+            except RuntimeError:
+                self._leave_pool()
             with contextlib.suppress(RuntimeError):
                 self._recording.reset()
             self._recording = None
         self.reset()
+
+    def _leave_pool(self) -> None:
+        """Of an invalidated capture torch raises before it lets go of the pool; then nothing else could record into it.
+
+        Where it had let go already, the first call says so and nothing is done twice.
+        """
+        with contextlib.suppress(RuntimeError):
+            torch._C._cuda_endAllocateToPool(self._stream.device_index, self._pool)
+            torch._C._cuda_releasePool(self._stream.device_index, self._pool)
 
 
 @contextlib.contextmanager

@@ -31,14 +31,19 @@ class State:
     current: Stream | None = None
     in_pool = 0  # graphs that hold the pool
     pool_ended = False  # its last graph was reset: nothing can be captured into it any more
+    recording = False  # allocations go to the pool; torch forgets to end that when a capture was invalidated
+    invalidated = False
 
 
 class Stream:
+    device_index = 0
+
     def __init__(self, device: object = None) -> None:
         self.device = device
 
     def synchronize(self) -> None:
         if State.capturing:
+            State.invalidated = True
             raise RuntimeError("CUDA error: operation not permitted when stream is capturing (900)")
 
     def wait_stream(self, other: object) -> None:
@@ -71,8 +76,10 @@ class CUDAGraph:
         assert not State.capturing
         if State.pool_ended:
             raise RuntimeError("INTERNAL ASSERT FAILED: it->second->use_count > 0")
+        if State.recording:
+            raise RuntimeError("beginAllocateToPool: already recording to mempool_id")
         State.log.append("begin")
-        State.capturing = True
+        State.capturing = State.recording = True
         State.in_pool += 1
         self._recorder = _Recorder()
         self._recorder.__enter__()
@@ -83,6 +90,10 @@ class CUDAGraph:
         State.log.append("end")
         State.capturing = False
         self._recorder.__exit__(None, None, None)
+        if State.invalidated:
+            State.invalidated = False
+            raise RuntimeError("CUDA error: operation failed due to a previous error during capture (901)")
+        State.recording = False
         self._calls = self._recorder.calls
         for call in self._calls:
             for out in call.outputs:
@@ -111,9 +122,16 @@ def stream(on: Stream) -> Iterator[None]:
         State.current = before
 
 
+def _end_allocate(device: int, pool: object) -> None:
+    if not State.recording:
+        raise RuntimeError("endAllocatePool: not currently recording to mempool_id")
+    State.recording = False
+
+
 def install(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Put the stand-ins into ``torch.cuda``; returns what graphs and streams are asked to do from now on."""
     State.log, State.capturing, State.current, State.in_pool, State.pool_ended = [], False, None, 0, False
+    State.recording = State.invalidated = False
     replaced = {
         "Stream": Stream,
         "Event": Event,
@@ -128,4 +146,6 @@ def install(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     for name, value in replaced.items():
         monkeypatch.setattr(torch.cuda, name, value)
     monkeypatch.setattr(streams, "_idle", {})
+    monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", _end_allocate)
+    monkeypatch.setattr(torch._C, "_cuda_releasePool", lambda device, pool: None)
     return State.log

@@ -124,6 +124,8 @@ def test_a_step_that_synchronises_is_refused_with_its_size(log: list[str]) -> No
     ):
         core_on_stream(spoil)
     assert not fake_cuda.State.capturing
+    assert not fake_cuda.State.recording
+    assert core_on_stream().stats().captures  # the next engine captures as if nothing had been
 
 
 @pytest.mark.parametrize(("nth", "lost"), [(1, {4}), (2, {4}), (5, {2}), (9, {1})])
