@@ -8,17 +8,21 @@ the same from a plain list of tokens.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ostinato import EngineConfig, SamplingParams
+from ostinato.attention_choice import Attention
+from ostinato.layers.attention.backend import AttentionBackend
 from ostinato.layers.attention.metadata import AttentionMetadata
 from ostinato.layers.sampler import SamplingInputs
 from ostinato.models.decode_step import sample_by_passes
 from ostinato.models.spec import AttentionSpec, FfnSpec, LayerSpec, ModelSpec, NormSpec
 from ostinato.models.step_inputs import Sampling
-from ostinato.sampling_params import SamplingParams
+from ostinato.plan import Plan
 
 VOCABULARY = 53
 MODULUS = 1_000_003
@@ -103,3 +107,36 @@ def next_token(model: CountingModel, tokens: Sequence[int], params: SamplingPara
         torch.zeros(1, 1),
     )
     return int(sample_by_passes()(logits, Sampling.FILTERED, inputs))
+
+
+def counting_plan(*, window: int | None = None, **options: Any) -> Plan:
+    """A plan of a small engine over ``CountingModel``; under a window its cache is too small for whole requests."""
+    settings: dict[str, Any] = {
+        "max_num_seqs": 4,
+        "max_num_batched_tokens": 12,
+        "execution": "emulate",
+        "block_size": 3,
+    }
+    config = EngineConfig("demo", device="cpu", **(settings | {"prefill_capture_sizes": [4, 8]} | options))
+    blocks = 1 + (60 if window is None else 30) // (config.block_size or 1)
+    return Plan(
+        config=config,
+        folder=Path(),
+        model_impl="ostinato",
+        spec=SPEC,
+        device=torch.device("cpu"),
+        dtype=torch.float32,
+        num_threads=torch.get_num_threads(),
+        attention=Attention(AttentionBackend.TORCH, "for tests"),
+        block_size=config.block_size or 1,
+        max_model_len=40,
+        window=window,
+        num_blocks=blocks,
+        capture_sizes=(1, 2, 4),
+        prefill_capture_sizes=config.prefill_capture_sizes or (),
+        num_parameters=0,
+        weight_bytes=0,
+        kv_bytes_per_token=8,
+        free_bytes=1 << 30,
+        notes=(),
+    )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from dataclasses import replace
 from typing import Any
 
@@ -10,12 +12,13 @@ import torch
 from torch import Tensor
 
 import fake_cuda
+from counting_model import CountingModel, counting_plan
 from engines import checkpoint, prompts, reference_tokens
 from ostinato import EngineConfig, SamplingParams
 from ostinato.core import EngineCore
 from ostinato.graphs import streams
 from ostinato.graphs.graph import eager_break
-from ostinato.graphs.streams import CudaStream
+from ostinato.graphs.streams import CudaStream, HostStream
 from ostinato.layers.errors import CaptureError
 from ostinato.load import load_decoder
 from ostinato.models.checkpoint import read_config
@@ -193,3 +196,40 @@ def test_a_closed_engine_has_let_go_of_everything_though_the_device_is_lost(log:
     assert runner._model is None
     assert fake_cuda.State.in_pool == 0
     core.close()
+
+
+def test_fifty_engines_opened_and_closed_leave_nothing(log: list[str]) -> None:
+    """No graph, no pool, no stream, no page; without waiting for the garbage collector."""
+    gc.collect()
+    gc.disable()
+    left: list[weakref.ref[Any]] = []
+    try:
+        for cycle in range(50):
+            runner = ModelRunner(counting_plan(), CountingModel(), CudaStream(CPU, emulate=False))
+            runner.warm_up()
+            core = EngineCore(runner.plan, runner)
+            request = Request(cycle, [3, 4, 5], GREEDY, cycle, frozenset())
+            core.add(request, OutputProcessor(None, request, None))
+            while core.is_live(request):
+                core.step()
+            left += [weakref.ref(page) for pair in runner.kv_cache for page in pair]
+            left.append(weakref.ref(runner))
+            core.close()
+            assert fake_cuda.State.in_pool == 0
+            fake_cuda.State.pool_ended = False  # another engine has another pool
+            del runner, core
+    finally:
+        gc.enable()
+    assert [ref for ref in left if ref() is not None] == []
+    assert [len(idle) for idle in streams._idle.values()] == [1]
+
+
+def test_no_random_number_generator_is_in_any_captured_step() -> None:
+    """Its state would have to be registered, and every replay would draw the same (pytorch#113541)."""
+    runner = ModelRunner(counting_plan(), CountingModel(), HostStream(CPU, emulate=True))
+    runner.warm_up()
+    graphs = [graph for graphs in runner.graphs.sets for graph in graphs._graphs.values()]
+    ops = {call.op for graph in graphs for call in graph.calls}  # type: ignore[attr-defined]
+    assert len(graphs) == 15
+    assert any("log" in str(op) for op in ops)  # the noise is there
+    assert not [op for op in ops if torch.Tag.nondeterministic_seeded in op.tags]

@@ -12,25 +12,20 @@ import random
 import sys
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import pytest
-import torch
 
-from counting_model import SPEC, VOCABULARY, CountingModel, next_token
+from counting_model import VOCABULARY, CountingModel, counting_plan, next_token
 from deferred_stream import DeferredStream
 from engines import checkpoint, prompts, reference_tokens
 from ostinato import EngineConfig, SamplingParams
-from ostinato.attention_choice import Attention
 from ostinato.core import EngineCore, StepFault
-from ostinato.layers.attention.backend import AttentionBackend
 from ostinato.layers.errors import CaptureError, EngineDead
 from ostinato.load import load_decoder
 from ostinato.models.checkpoint import read_config
 from ostinato.output_processor import OutputProcessor
-from ostinato.plan import Plan
 from ostinato.request import Request, RequestStatus
 from ostinato.runner import ModelRunner
 
@@ -43,40 +38,6 @@ PARTS = [
     for i in range(parts)
 ]
 EOS = frozenset({1, 2})
-TORCH = Attention(AttentionBackend.TORCH, "for tests")
-
-
-def counting_plan(*, window: int | None = None, **options: Any) -> Plan:
-    """A plan of a small engine over ``CountingModel``; under a window its cache is too small for whole requests."""
-    settings: dict[str, Any] = {
-        "max_num_seqs": 4,
-        "max_num_batched_tokens": 12,
-        "execution": "emulate",
-        "block_size": 3,
-    }
-    config = EngineConfig("demo", device="cpu", **(settings | {"prefill_capture_sizes": [4, 8]} | options))
-    blocks = 1 + (60 if window is None else 30) // (config.block_size or 1)
-    return Plan(
-        config=config,
-        folder=Path(),
-        model_impl="ostinato",
-        spec=SPEC,
-        device=torch.device("cpu"),
-        dtype=torch.float32,
-        num_threads=torch.get_num_threads(),
-        attention=TORCH,
-        block_size=config.block_size or 1,
-        max_model_len=40,
-        window=window,
-        num_blocks=blocks,
-        capture_sizes=(1, 2, 4),
-        prefill_capture_sizes=config.prefill_capture_sizes or (),
-        num_parameters=0,
-        weight_bytes=0,
-        kv_bytes_per_token=8,
-        free_bytes=1 << 30,
-        notes=(),
-    )
 
 
 class Engine:
