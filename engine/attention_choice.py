@@ -41,9 +41,13 @@ def choose_attention(wanted: str, device: torch.device, dtype: torch.dtype, larg
     passed_over: list[str] = []
     if wanted in ("auto", "flash"):
         build = _flash(device, dtype, problem)
+        faults = _faults(build)
         if isinstance(build, FlashBuild) and (wanted == "flash" or build.kind in SERVE_DECODE):
-            return Attention(AttentionBackend.FLASH, build.name, preferred_block_size(build))
-        passed_over.append(f"flash: {f'{build.name} serves prompts only' if isinstance(build, FlashBuild) else build}")
+            if wanted == "flash" and faults:
+                warnings.warn(f"attention_backend='flash' is {build.name}: {faults}", RuntimeWarning, stacklevel=4)
+            reason = "; ".join(filter(None, [build.name, faults]))
+            return Attention(AttentionBackend.FLASH, reason, preferred_block_size(build))
+        passed_over.append(f"flash: {faults}")
     if problem is None:
         chosen = Attention(AttentionBackend.TRITON, "; ".join(["our kernels", *passed_over]))
     else:
@@ -53,6 +57,16 @@ def choose_attention(wanted: str, device: torch.device, dtype: torch.dtype, larg
         text = f"attention_backend={wanted!r} cannot be used, {chosen.backend.value!r} is: {'; '.join(passed_over)}"
         warnings.warn(text, RuntimeWarning, stacklevel=4)
     return chosen
+
+
+def _faults(build: FlashBuild | str) -> str:
+    """What is wrong with the implementations that are installed and not used, or with all; "" if nothing is."""
+    if isinstance(build, str):
+        return build
+    lines = [line for line in build.passed_over if not line.endswith(" is not installed")]
+    if build.kind not in SERVE_DECODE:
+        lines.append(f"{build.name} serves prompts only")
+    return "; ".join(lines)
 
 
 def _kernels_problem(device: torch.device, largest_head: int) -> str | None:

@@ -178,10 +178,6 @@ class ModelRunner:
         tokens: list[int] = flight.tokens.tolist()
         return tokens
 
-    def execute(self, step: Step) -> list[int]:
-        """``launch``, then ``collect``."""
-        return self.collect(self.launch(step))
-
     def embed(self, prompts: Sequence[Sequence[int]], pooling: str, normalize: bool) -> Tensor:
         """A vector per prompt: see ``embedding.embed``."""
         plan = self.plan

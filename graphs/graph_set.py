@@ -6,7 +6,6 @@ set knows no model and no buffers. Sizes for which the device has no memory are 
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Generic, TypeVar
 
@@ -30,7 +29,6 @@ class GraphSet(Generic[Variant]):
         self.captures = 0
         self.replays: dict[int, int] = dict.fromkeys(self.sizes, 0)
         self.dropped: dict[int, str] = {}
-        self.capture_seconds: dict[tuple[int, Variant], float] = {}
         self._stream = stream
         self._graphs: dict[tuple[int, Variant], Graph] = {}
 
@@ -93,7 +91,6 @@ class GraphSet(Generic[Variant]):
 
     def _capture(self, size: int, variant: Variant, step: Callable[[], None]) -> None:
         """Run the step a few times as it is, on the same stream, then record it."""
-        began = time.perf_counter()
         for _ in range(self._stream.warm_ups):
             self._stream.submit(step)
         self._stream.synchronize()
@@ -101,7 +98,6 @@ class GraphSet(Generic[Variant]):
         self._stream.submit(lambda: graph.capture(step)).wait()
         self._graphs[size, variant] = graph
         self.captures += 1
-        self.capture_seconds[size, variant] = time.perf_counter() - began
 
     def _drop(self, size: int, reason: str) -> None:
         self.dropped[size] = reason

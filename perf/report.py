@@ -65,17 +65,17 @@ def make_report(
     return {"schema": SCHEMA, "size": size, "machine": dict(machine), "machine_label": label, "figures": rows} | others
 
 
-def read_report(path: Path) -> dict[str, Any]:
-    """A report that an earlier run wrote; ``ValueError`` says what is wrong with the file."""
+def read_report(path: Path, schema: str = SCHEMA, of: str = "this suite") -> dict[str, Any]:
+    """A report that an earlier run wrote, one ``of`` this suite by default; ``ValueError`` says what is wrong."""
     try:
         report = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ValueError(f"{path}: {error.strerror}") from error
     except ValueError as error:
         raise ValueError(f"{path} is no JSON file: {error}") from error
-    schema = report.get("schema") if isinstance(report, dict) else None
-    if schema != SCHEMA:
-        raise ValueError(f"{path} is no report of this suite: its schema is {schema!r}, not {SCHEMA!r}")
+    found = report.get("schema") if isinstance(report, dict) else None
+    if found != schema:
+        raise ValueError(f"{path} is no report of {of}: its schema is {found!r}, not {schema!r}")
     return dict(report)
 
 

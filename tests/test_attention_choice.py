@@ -16,8 +16,8 @@ from ostinato.layers.attention.flash import FlashBuild, FlashKind, no_pages
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 
 
-def build(kind: FlashKind) -> FlashBuild:
-    return FlashBuild(kind, "1.2.3", no_pages, no_pages, frozenset())
+def build(kind: FlashKind, *passed_over: str) -> FlashBuild:
+    return FlashBuild(kind, "1.2.3", no_pages, no_pages, frozenset(), passed_over=passed_over)
 
 
 def choose(
@@ -56,7 +56,24 @@ def test_what_serves_prompts_only_is_taken_when_asked_for(monkeypatch: pytest.Mo
     unasked = choose(monkeypatch, "auto", flash=build(kind))
     assert unasked.backend is AttentionBackend.TRITON
     assert "1.2.3 serves prompts only" in unasked.reason
-    assert choose(monkeypatch, "flash", flash=build(kind)).backend is AttentionBackend.FLASH
+    with pytest.warns(RuntimeWarning, match=r"attention_backend='flash' is .* serves prompts only"):
+        assert choose(monkeypatch, "flash", flash=build(kind)).backend is AttentionBackend.FLASH
+
+
+@pytest.mark.parametrize("kind", [FlashKind.FLASH2, FlashKind.TORCH])
+def test_a_package_of_another_abi_is_named_though_another_one_works(
+    monkeypatch: pytest.MonkeyPatch, kind: FlashKind
+) -> None:
+    """torch's own varlen attention is nearly always there: it must not hide why flash-attn is not used."""
+    broken = "FlashAttention-3 3.0 cannot be imported with torch 2.11: ImportError: undefined symbol"
+    found = build(kind, broken, "FlashAttention-4 is not installed")
+    unasked = choose(monkeypatch, "auto", flash=found)
+    assert broken in unasked.reason
+    assert "is not installed" not in unasked.reason
+    with pytest.warns(RuntimeWarning, match="attention_backend='flash' is .*undefined symbol"):
+        asked = choose(monkeypatch, "flash", flash=found)
+    assert asked.backend is AttentionBackend.FLASH
+    assert broken in asked.reason
 
 
 def test_float32_is_nothing_for_flash_attn(monkeypatch: pytest.MonkeyPatch) -> None:

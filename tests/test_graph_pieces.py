@@ -203,12 +203,6 @@ def test_any_other_failure_names_its_key_and_leaves_no_graph() -> None:
         graphs.replay(2, "a")
 
 
-def test_each_capture_is_timed() -> None:
-    graphs = graph_set(1, 2)
-    graphs.capture_all(("a",), steps_that({}, torch.zeros(1)))
-    assert graphs.capture_seconds.keys() == {(1, "a"), (2, "a")}
-
-
 # Addresses.
 
 

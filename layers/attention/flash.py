@@ -56,7 +56,7 @@ class FlashBuild:
 
 def no_pages(*_: object, **__: object) -> Tensor:
     """Stand where an interface has nothing for us; ``refusal`` keeps everybody from calling it."""
-    raise NotImplementedError("this build is used for prompts without cached tokens only")
+    raise RuntimeError("this build is used for prompts without cached tokens only")
 
 
 class FlashLayer(NamedTuple):

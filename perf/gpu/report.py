@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ostinato.perf.gpu.targets import TARGETS, verdicts
-from ostinato.perf.report import shown
+from ostinato.perf.report import read_report, shown
 
 SCHEMA = "ostinato.perf.gpu/1"
 TESTS = ("passed", "failed", "not run")
@@ -67,16 +67,7 @@ def write(report: Mapping[str, Any], path: Path) -> None:
 
 def read(path: Path) -> dict[str, Any]:
     """A report that an earlier run wrote; ``ValueError`` says what is wrong with the file."""
-    try:
-        report = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ValueError(f"{path}: {error.strerror}") from error
-    except ValueError as error:
-        raise ValueError(f"{path} is no JSON file: {error}") from error
-    schema = report.get("schema") if isinstance(report, dict) else None
-    if schema != SCHEMA:
-        raise ValueError(f"{path} is no report of this check: its schema is {schema!r}, not {SCHEMA!r}")
-    return dict(report)
+    return read_report(path, SCHEMA, "this check")
 
 
 def render(report: Mapping[str, Any]) -> str:
