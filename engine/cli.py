@@ -1,8 +1,8 @@
-"""The command line: ``ostinato generate | chat | info | doctor | models``.
+"""The command line: ``ostinato generate | chat | info | doctor | models | graph``.
 
 stdout holds what was asked for and nothing else; progress, statistics and errors go to stderr. Exit codes: 0, 2 for the
-user's mistakes, 1 for other failures, 130 after Ctrl-C. Knows the public API only, and imports it when a command needs
-it: ``ostinato --help`` imports no torch.
+user's mistakes, 1 for other failures, 130 after Ctrl-C (``graph`` has its own). Knows the public API only, and imports
+it when a command needs it: ``ostinato --help`` imports no torch.
 """
 
 from __future__ import annotations
@@ -23,10 +23,12 @@ from ostinato import __version__
 from ostinato.cli_options import Given, engine_options, parse_token_ids, sampling_options, taking
 from ostinato.cli_report import check_writable, put_report
 from ostinato.cli_stream import ReaderGone, converse, put, show_stream
+from ostinato.graphs.inspect.cli import graph_commands
 from ostinato.layers.errors import ConfigError, ModelLoadError, OstinatoError, OutOfBlocks, ParamError
 
 if TYPE_CHECKING:
     from ostinato import LLM, SamplingParams
+    from ostinato.graphs.inspect.target import Target
 
 USER_MISTAKES = (ConfigError, ParamError, ModelLoadError, OutOfBlocks)
 INTERRUPTED = 130  # what shells report for a process that Ctrl-C ended
@@ -189,6 +191,24 @@ def list_models(json_file: JsonFile = None) -> None:
 
     known = cli_models.catalogue()
     put_report(lambda: cli_models.as_text(known), lambda: cli_models.as_json(known), json_file)
+
+
+def _step_of(model: str) -> Target:
+    """The decode step of a checkpoint, for ``ostinato graph``; on the GPU, if there is one."""
+    import torch
+
+    from ostinato.graphs.inspect.target import Target
+    from ostinato.models.checkpoint import resolve_model
+    from ostinato.models.step_target import step_target
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return Target(model, *step_target(resolve_model(model), device))
+
+
+app.add_typer(
+    graph_commands(_step_of, (sys.executable, "-P", "-c", "from ostinato.cli import main; main()", "graph")),
+    name="graph",
+)
 
 
 def _report(error: Exception, debug: bool) -> int:

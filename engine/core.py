@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
 
 from ostinato.block_pool import BlockPool
 from ostinato.layers.errors import EngineDead, OstinatoError
@@ -20,6 +21,9 @@ from ostinato.runner import Flight, ModelRunner
 from ostinato.scheduler import Scheduler
 from ostinato.stats import Stats
 from ostinato.step import Step
+
+if TYPE_CHECKING:
+    from ostinato.step_timeline import StepTimeline
 
 
 class StepFault(OstinatoError):
@@ -34,7 +38,9 @@ class EngineCore:
         self.runner = runner
         self.closed = False
         self.counts: Counter[str] = Counter()
-        self._at_work: Step | None = None  # the step being launched or brought in
+        self.batches: Counter[int] = Counter()  # decode steps by rows
+        self.timeline: StepTimeline | None = None
+        self.at_work: Step | None = None  # the step being launched or brought in
         self._unsound = False  # a recovery has begun and not ended
         self._dead: EngineDead | None = None
         self._live: dict[int, Request] = {}  # requests that have not ended, or whose end was not delivered yet
@@ -56,6 +62,11 @@ class EngineCore:
         """Whether more may come of ``request``."""
         return request.request_id in self._live
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether any request lives."""
+        return bool(self._live)
+
     def processor(self, request: Request) -> OutputProcessor | None:
         """What holds the text of ``request``, until it is released or aborted."""
         return self._processors.get(request.request_id)
@@ -71,20 +82,20 @@ class EngineCore:
         ``EngineDead`` if the device is beyond use: every request has ended then.
         """
         self.check_alive()
-        self._at_work = None
+        self.at_work = None
         try:
             if self._unsound:
                 self._recover()  # an interrupt struck the last attempt
             self.end_dropped()
             self._deliver()  # what an interrupted step left
-            self._launch_ahead()
-            if self._flights:
-                self._bring_in()
-            self._deliver()
+            if self.timeline is None:
+                self._advance()
+            else:
+                self.timeline.record(self._advance)
         except EngineDead:
             raise
         except BaseException as error:
-            step = self._at_work
+            step = self.at_work
             self._recover()
             if step is None or not isinstance(error, Exception):
                 raise  # an interrupt ends its caller's requests; those of others go on
@@ -94,27 +105,36 @@ class EngineCore:
             self._deliver()
             raise fault from error
 
+    def _advance(self) -> None:
+        self._launch_ahead()
+        if self._flights:
+            self._bring_in()
+        self._deliver()
+
     def _launch_ahead(self) -> None:
         """Launch steps until there is none, or as many are in flight as may be.
 
         Before the runner has to compile anew it brings everything home: compiling forgets what the device knows.
         """
         while not (self._flights and self.runner.must_compile) and (step := self.scheduler.next_step()) is not None:
-            self._at_work = step
+            self.at_work = step
             flight = self.runner.launch(step)
             self.scheduler.launch(step)
             self._flights.append((step, flight))
-            self._at_work = None
+            self.at_work = None
 
     def _bring_in(self) -> None:
         step, flight = self._flights[0]
-        self._at_work = step
+        self.at_work = step
         tokens = self.runner.collect(flight)
         self._flights.popleft()
         sampled = self.scheduler.commit(step, tokens)
-        self._at_work = None
+        self.at_work = None
         self.counts["steps"] += 1
-        self.counts["mixed_steps"] += not step.is_decode
+        if step.is_decode:
+            self.batches[len(step.requests)] += 1
+        else:
+            self.counts["mixed_steps"] += 1
         self.counts["tokens_computed"] += step.num_tokens
         self.counts["tokens_generated"] += len(sampled)
 
@@ -246,9 +266,12 @@ class EngineCore:
             mixed_steps=counts["mixed_steps"],
             tokens_computed=counts["tokens_computed"],
             tokens_generated=counts["tokens_generated"],
+            batch_histogram=dict(sorted(self.batches.items())),
+            capture_sizes=runner.graphs.decode.sizes,
             replays=served(runner.graphs.decode.replays),
             prefill_replays=served(runner.graphs.prefill.replays),
             padding_rows=runner.counts["padding_rows"],
+            steps_without_graph=dict(runner.graphs.not_served),
             eager_fallbacks=runner.fallbacks,
             eager_breaks=runner.graphs.breaks,
             preemptions=scheduler.num_preemptions,

@@ -9,9 +9,9 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 from tqdm import tqdm
@@ -33,9 +33,13 @@ from ostinato.runner import ModelRunner
 from ostinato.sampling_params import SamplingParams
 from ostinato.startup import StartupProgress
 from ostinato.stats import Stats
+from ostinato.step_timeline import StepTimeline
 from ostinato.submission import RequestMaker
 from ostinato.token_stream import TokenStream
 from ostinato.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from ostinato.graphs.inspect.report import Report
 
 Messages = Sequence[Mapping[str, Any]]
 
@@ -143,6 +147,31 @@ class LLM:
         with self._lock:
             self._core.check_alive()
             return self._core.runner.memory
+
+    def explain(self) -> Report:
+        """What was captured, how it served so far, and what to change: prints, and is the data of ``inspect.Report``.
+
+        Sizes with and without a graph, replays, steps without a graph and why, late compilations, padding, advice.
+        """
+        from ostinato.explain import explain
+
+        with self._lock:
+            return explain(self._core)
+
+    @contextlib.contextmanager
+    def record_timeline(self) -> Iterator[StepTimeline]:
+        """Within, note where the time of each step goes; ``save()`` it for ``ostinato graph timeline``, or print it.
+
+        ``ConfigError`` if a timeline is being recorded already.
+        """
+        timeline = StepTimeline(self._core)
+        with self._lock:
+            timeline.begin()
+        try:
+            yield timeline
+        finally:
+            with self._lock:
+                timeline.end()
 
     def reset_prefix_cache(self) -> None:
         """Forget every cached prefix that no running request holds."""

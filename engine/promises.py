@@ -25,6 +25,7 @@ class Promises:
         self._addresses = AddressRegistry()
         self._functions: tuple[Any, ...] = ()
         self._warm = 0, 0
+        self._warm_kernels = 0
 
     @contextlib.contextmanager
     def warming(self) -> Iterator[None]:
@@ -36,7 +37,7 @@ class Promises:
 
     def begin(self, pieces: int, captures: int, tensors: Mapping[str, Tensor]) -> None:
         """From now on no more than these may be compiled and captured, and ``tensors`` stay where they are."""
-        self._warm = pieces + self.kernel_compiles, captures
+        self._warm, self._warm_kernels = (pieces + self.kernel_compiles, captures), self.kernel_compiles
         self._addresses.note(tensors)
 
     def forms(self) -> int:
@@ -47,6 +48,11 @@ class Promises:
         """Compilations and captures since ``begin``."""
         compiles, captured = self._warm
         return pieces + self.kernel_compiles - compiles, captures - captured
+
+    @property
+    def late_kernels(self) -> int:
+        """Kernels among the late compilations."""
+        return self.kernel_compiles - self._warm_kernels
 
     def check(self, pieces: int, captures: int, tensors: Mapping[str, Tensor]) -> None:
         """Raise ``CaptureError`` for a broken promise, and name what moved."""

@@ -17,12 +17,18 @@ class Stats:
     tokens_computed: int
     """Tokens whose KV was computed, prompts included, and tokens behind an end that was seen too late."""
     tokens_generated: int
+    batch_histogram: Mapping[int, int]
+    """Decode steps by their rows: what ``ostinato graph sizes`` reads."""
+    capture_sizes: tuple[int, ...]
+    """Batch sizes that have a graph."""
     replays: Mapping[int, int]
     """Graph replays per batch size, sizes without one left out."""
     prefill_replays: Mapping[int, int]
     """The same for steps with prompts, per token count."""
     padding_rows: int
     """Rows that replayed graphs computed beyond those asked for."""
+    steps_without_graph: Mapping[str, int]
+    """Steps with prompts that are none for a graph, per reason: as it should be."""
     eager_fallbacks: Mapping[str, int]
     """Steps that ran uncompiled though they should not, per reason."""
     eager_breaks: tuple[str, ...]
@@ -68,4 +74,4 @@ class Stats:
 def _shown(value: object) -> str:
     if isinstance(value, Mapping):
         return ", ".join(f"{key}: {count:,}" for key, count in value.items()) or "none"
-    return ", ".join(value) or "none" if isinstance(value, tuple) else f"{value:,}"
+    return ", ".join(map(str, value)) or "none" if isinstance(value, tuple) else f"{value:,}"

@@ -27,6 +27,8 @@ class StepGraphs:
         self.prefill = GraphSet[Sampling](plan.prefill_capture_sizes if captured else (), stream, "prompt sizes")
         self.prefill_rows = min(PREFILL_ROWS, plan.config.max_num_seqs)
         self._missed: Counter[str] = Counter()
+        self.not_served: Counter[str] = Counter()
+        """Steps with prompts that are none for a graph, per reason."""
 
     @property
     def sets(self) -> tuple[GraphSet[Sampling], ...]:
@@ -59,7 +61,11 @@ class StepGraphs:
 
     def prefill_size(self, step: Step) -> int | None:
         """The captured size that serves a step with prompts; None where none does, or it samples nothing."""
-        if step.is_decode or not 0 < len(step.sample_rows) <= self.prefill_rows:
+        if step.is_decode:
+            return None
+        reason = self._why_not(step)
+        if reason is not None:
+            self.not_served[reason] += 1
             return None
         return self._size(self.prefill, max(2, step.num_tokens))
 
@@ -67,6 +73,17 @@ class StepGraphs:
         """Free all of them."""
         for graphs in self.sets:
             graphs.close()
+
+    def _why_not(self, step: Step) -> str | None:
+        """Why a step with prompts is none for a graph, had all sizes been captured."""
+        largest = max((*self.prefill.sizes, *self.prefill.dropped), default=0)
+        if not largest:
+            return "no prefill_capture_sizes"
+        if not step.sample_rows:
+            return "no prompt ends in it"
+        if len(step.sample_rows) > self.prefill_rows:
+            return f"it samples more than {self.prefill_rows} rows"
+        return f"it has more than {largest:,} tokens" if step.num_tokens > largest else None
 
     def _size(self, graphs: GraphSet[Sampling], wanted: int) -> int | None:
         size = graphs.size_for(wanted)

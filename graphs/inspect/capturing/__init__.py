@@ -1,0 +1,1 @@
+"""``capture``, ``show``, ``diff``, ``memory``: what is inside of a captured graph."""

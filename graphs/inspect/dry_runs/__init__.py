@@ -1,0 +1,1 @@
+"""``lint``: what a capture would meet, from runs that capture nothing."""

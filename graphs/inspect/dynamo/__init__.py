@@ -1,0 +1,1 @@
+"""``breaks`` and ``startup``: what torch.compile says of a step, and what its start costs."""

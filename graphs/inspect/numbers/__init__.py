@@ -1,0 +1,1 @@
+"""``sizes``, ``timeline``, ``check``: figures of files and histograms. Knows no torch."""

@@ -1,0 +1,139 @@
+"""Listens to ATen calls: records each, keeps account of where new tensors lie, and asks ``hazards`` about it."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ostinato.graphs.inspect.source import compiled_region
+from ostinato.graphs.inspect.tracing import hazards
+from ostinato.graphs.inspect.tracing.arguments import tensors_in, with_tensors_as
+from ostinato.graphs.inspect.tracing.residency import Where
+from ostinato.graphs.inspect.tracing.trace import Call, Recording, TensorRef
+
+MOST_VALUES = 1024
+"""Of a tensor made from host data, to be compared."""
+
+_SEEN_THROUGH = ("aten", "prims", "prim")
+
+
+class DispatchMode(TorchDispatchMode):
+    """Writes into a ``Recording``."""
+
+    def __init__(self, recording: Recording) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._recording = recording
+
+    @classmethod
+    def ignore_compile_internals(cls) -> bool:
+        """A mode without this turns torch.compile off where a compiled function is first called."""
+        return True
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        with torch._C.DisableTorchFunction():
+            recording = self._recording
+            places = [(tensor, recording.where(tensor)) for tensor in tensors_in((args, kwargs))]
+            fresh = func.name() == "aten::lift_fresh"
+            self._look(func, args, kwargs, [] if fresh else places)
+            refs = [] if fresh else [recording.ref(tensor) for tensor, _ in places]
+            signature = self._signature(args, kwargs, refs, fresh)
+            result = func(*args, **kwargs)
+            self._record(func, signature, refs, places, result, fresh)
+        return result
+
+    def _signature(self, args: Any, kwargs: Any, refs: list[TensorRef], fresh: bool) -> Any:
+        """The call without its tensors; of data from the host, the values, since a graph freezes them."""
+        if fresh:
+            data: Tensor = args[0]
+            return ((data.tolist() if data.numel() <= MOST_VALUES else f"{data.numel()} values",), {})
+        following = iter(refs)
+        return with_tensors_as(lambda _: next(following), (args, kwargs))
+
+    def _look(self, op: Any, args: Any, kwargs: Any, places: list[tuple[Tensor, Where]]) -> None:
+        """Note the hazards of the call."""
+        recording = self._recording
+        calling = recording.calling
+        if calling.covered:
+            return
+        called = hazards.short(calling.name) or str(op)
+        if op.name() == "aten::copy_":
+            (target, to), (source, lies) = places[0], places[-1]
+            if target is not source and source.dim() + target.dim() > 0:
+                blocking = not (args[2] if len(args) > 2 else kwargs.get("non_blocking"))
+                name = calling.name or "copy_"
+                moved = hazards.moved(name, lies, to, not blocking, recording.made_here(source), source)
+                if moved is not None and not (to is Where.PINNED and not blocking):
+                    recording.note(moved, called)
+            return
+        for hazard in hazards.of_operator(op, args, kwargs, places, calling.name, calling.makes):
+            recording.note(hazard, called)
+
+    def _record(
+        self,
+        op: Any,
+        signature: Any,
+        refs: list[TensorRef],
+        places: list[tuple[Tensor, Where]],
+        result: Any,
+        fresh: bool,
+    ) -> None:
+        recording = self._recording
+        args, kwargs = signature
+        index = len(recording.trace.calls)
+        outputs = list(tensors_in(result))
+        for output in outputs:
+            if fresh or not (recording.knows(output) or recording.residency.marked(output)):
+                self._place(output, [] if fresh else places, fresh)
+        recording.trace.calls.append(
+            Call(
+                index,
+                op,
+                args,
+                kwargs,
+                tuple(refs),
+                tuple(recording.ref(output, index) for output in outputs),
+                _writes(op, args, kwargs),
+                recording.stack(),
+                recording.module_stack[-1] if recording.module_stack else "",
+                recording.calling.name,
+                compiled_region(),
+            )
+        )
+        if op.namespace not in _SEEN_THROUGH:
+            recording.trace.opaque.add(str(op))
+
+    def _place(self, output: Tensor, places: list[tuple[Tensor, Where]], fresh: bool) -> None:
+        """Say where a new tensor lies."""
+        recording = self._recording
+        calling = recording.calling
+        if recording.is_real:
+            return
+        if fresh and calling.from_data and calling.makes is Where.DEVICE and not calling.covered:
+            recording.note(hazards.made_from_host_data(calling.name, output), hazards.short(calling.name))
+        if fresh:
+            where = calling.makes if calling.from_data else Where.HOST
+        else:
+            on_device = any(where is Where.DEVICE for _, where in places) and not calling.covered
+            where = Where.DEVICE if on_device else calling.makes
+        recording.residency.mark(output, where)
+
+
+def _writes(op: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[int, ...]:
+    """Storages of the arguments that the schema says are written."""
+    written: list[int] = []
+    for number, name in _written_arguments(op):
+        value = args[number] if number < len(args) else kwargs.get(name)
+        parts = value if isinstance(value, list) else [value]
+        written.extend(ref.storage for ref in parts if isinstance(ref, TensorRef))
+    return tuple(written)
+
+
+@lru_cache(maxsize=4096)
+def _written_arguments(op: torch._ops.OpOverload) -> tuple[tuple[int, str], ...]:
+    arguments = enumerate(op._schema.arguments)
+    return tuple((n, a.name) for n, a in arguments if a.alias_info is not None and a.alias_info.is_write)
