@@ -24,8 +24,8 @@ from ostinato.models.standalone import load
 from ostinato.models.step_inputs import RowInputs, Sampling, StepState
 
 BLOCK_SIZE = 16
-BLOCKS_PER_ROW = 8
-MAX_ROWS = 64
+BLOCKS_PER_ROW = 4
+MAX_ROWS = 32
 
 
 class StepTarget(NamedTuple):

@@ -43,6 +43,7 @@ def assert_capture_safe(
     time_limit: float = 120.0,
 ) -> Report:
     """``lint`` finds nothing of severity error in ``fn(*make_inputs(batch_size, variant))``."""
+    __tracebackhide__ = True
     target = as_target(fn, make_inputs, name)
     report = lint_target(target, batch_sizes=batch_sizes, variants=variants, time_limit=time_limit)
     return _passed(report, f"{target.name} is not safe to capture", report.errors)
@@ -57,6 +58,7 @@ def assert_no_recompile(
     name: str | None = None,
 ) -> Report:
     """torch.compile compiles ``fn`` once, and once more for the first other batch size; breaks are not looked at."""
+    __tracebackhide__ = True
     target = as_target(fn, make_inputs, name)
     report = breaks_target(target, batch_sizes=batch_sizes, variants=variants)
     found = [each for each in report.findings if each.code == "recompile" and each.severity != "info"]
@@ -73,6 +75,7 @@ def assert_replay_equals_eager(
     time_limit: float = 120.0,
 ) -> Report:
     """On ``steps`` fresh inputs, a replay of the emulated graph computes and writes what ``fn`` does."""
+    __tracebackhide__ = True
     target = as_target(fn, make_inputs, name)
     report = emulate_target(target, batch_size=batch_size, steps=steps, time_limit=time_limit)
     what = f"{target.name}: a replay does not do what the step does"
@@ -86,6 +89,7 @@ def assert_padding_isolated(
     fn: Step, make_inputs: MakeInputs, *, batch_size: int = 8, name: str | None = None, time_limit: float = 120.0
 ) -> Report:
     """What lies in padding rows, or in unused cache, changes no real row of ``fn``."""
+    __tracebackhide__ = True
     target = as_target(fn, make_inputs, name)
     report = emulate_target(target, batch_size=batch_size, steps=1, poison_padding=True, time_limit=time_limit)
     found = [each for each in report.findings if each.code == "padding-leak" and each.severity != "info"]
@@ -93,6 +97,7 @@ def assert_padding_isolated(
 
 
 def _passed(report: Report, what: str, found: Sequence[Finding]) -> Report:
+    __tracebackhide__ = True
     if found:
         raise CheckFailed(what, report, found)
     return report

@@ -238,7 +238,7 @@ def _lint_apart(program: Program, target: str, batch_sizes: str, seconds: float)
     )
     if done.returncode not in (0, 1):
         why = done.stderr.strip().rpartition("\n")[2].removeprefix("error: ") or f"exit code {done.returncode}"
-        raise ConfigError(f"lint: {why} (--no-lint captures without it)")
+        raise ConfigError(f"lint: {why}{'; --no-lint captures without it' if 'unexpected' in why else ''}")
     return Report.from_dict(json.loads(done.stdout))
 
 

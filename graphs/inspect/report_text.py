@@ -14,6 +14,7 @@ from typing import Any
 from ostinato.graphs.inspect.report import SEVERITIES, Finding, Report
 
 WIDTH = 100
+_MOST_SHOWN = 12
 _HEADINGS = {"error": "ERRORS", "warning": "WARNINGS", "info": "GOOD TO KNOW"}
 _NAMES = {"error": "error", "warning": "warning", "info": "note"}
 
@@ -75,7 +76,9 @@ def _value(value: Any) -> str:
         flat = all(_is_plain(each) for each in value.values())
         shown = ", ".join(f"{name}: {_plain(each)}" for name, each in value.items()) if flat else None
     elif isinstance(value, list | tuple):
-        shown = ", ".join(_plain(each) for each in value) if all(_is_plain(each) for each in value) else None
+        more = f" and {len(value) - _MOST_SHOWN:,} more" if len(value) > _MOST_SHOWN else ""
+        flat = all(_is_plain(each) for each in value)
+        shown = ", ".join(_plain(each) for each in value[:_MOST_SHOWN]) + more if flat else None
     else:
         return _plain(value)
     return (shown or "none") if shown is not None else f"{_counted(len(value), 'entry', 'entries')}, in the JSON"

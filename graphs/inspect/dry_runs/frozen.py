@@ -92,7 +92,7 @@ def _another_path(ours: list[Call], theirs: list[Call], mine: tuple[int, int], o
     before = ours[mine[0] - 1].stack if mine[0] else ()
     # the run that does more shows where: the other only goes on
     place = parting(here, there, before) if len(a) >= len(b) else parting(there, here, before)
-    what = f"{_calls(a)} at capture, {_calls(b)} otherwise"
+    what = f"{_calls(a)} in one run, {_calls(b)} in the other"
     return Difference(place, (a or b)[0].name, what, another_path=True)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from ostinato.graphs.inspect.dry_runs.frozen import aligned
 from ostinato.graphs.inspect.report import Finding
@@ -13,9 +13,12 @@ Names = Mapping[int, str]
 """What the tensor in a storage is called, by the storage's key."""
 
 
-def moved(capture: Trace, later: Trace, names: Names) -> Iterator[Finding]:
-    """Reads that find their tensor in other memory in a ``later`` run than at ``capture``."""
-    said: set[int] = set()
+def moved(capture: Trace, later: Trace, names: Names, reshaped: Collection[str] = ()) -> Iterator[Finding]:
+    """Reads that find their tensor in other memory in a ``later`` run than at ``capture``.
+
+    ``reshaped``: names of inputs that have another shape then, which says more.
+    """
+    said = {key for key, name in names.items() if name in reshaped}
     for call, again in aligned(capture, later):
         for mine, theirs in zip(call.inputs, again.inputs, strict=False):
             if mine.storage < 0 or theirs.storage < 0:
@@ -24,13 +27,13 @@ def moved(capture: Trace, later: Trace, names: Names) -> Iterator[Finding]:
             if a.produced_by is not None or b.produced_by is not None or a.key == b.key or a.key in said:
                 continue
             said.add(a.key)
-            if a.key in names or not a.reference.expired():  # else it is freed, which says more
+            if a.key in names or not a.gone:  # else it is freed, which says more
                 yield _moved(call, names.get(a.key) or names.get(b.key) or f"a tensor made before, {mine!r},", a)
 
 
 def _moved(call: Call, name: str, storage: StorageSeen) -> Finding:
     message = f"{name} lies in other memory the next time; a replay reads where it was at capture"
-    gone = ", and free by now" if storage.reference.expired() else ""
+    gone = ", and free by now" if storage.gone else ""
     return Finding.of("address-change", "error", _at(call), message, call.name, f"{storage.num_bytes} bytes{gone}")
 
 

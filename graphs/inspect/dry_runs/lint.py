@@ -83,12 +83,11 @@ def _lint(target: Target, batch_sizes: Sequence[int], variants: int, time_limit:
     compiled = sorted({call.region[0] for run in runs for call in run.capture.calls if call.region})
     if compiled:
         not_checked.append(f"what torch.compile makes of compiled regions, run as written: {', '.join(compiled)}")
-    by_size = []
-    for run in runs:
-        out_of_slot, why = out_of_slot_writes(target, run.batch_size, time_limit=time_limit, device_type=device_type)
-        by_size.append((run.batch_size, [*_findings(run), *out_of_slot]))
-        not_checked += [line for line in why if line not in not_checked]
-    findings = merged(by_size)
+    findings = merged([(run.batch_size, list(_findings(run))) for run in runs])
+    largest = max(batch_sizes)
+    out_of_slot, why = out_of_slot_writes(target, largest, time_limit=time_limit, device_type=device_type)
+    findings += out_of_slot
+    not_checked += why
     return Report(target.name, environment(), in_order(findings), _metrics(runs), tuple(not_checked))
 
 
@@ -157,7 +156,7 @@ def _frozen(run: DryRuns) -> Iterator[Finding]:
 
 
 def _results(trace: Trace) -> Iterator[int]:
-    return (storage.key for storage in trace.storages if storage.produced_by is not None)
+    return (storage.key for storage in trace.storages if storage.produced_by is not None and not storage.gone)
 
 
 def _of_difference(code: str, severity: Any, message: str, difference: Difference, inputs: str = "") -> Finding:
@@ -169,7 +168,7 @@ def _of_difference(code: str, severity: Any, message: str, difference: Differenc
 def _memory(run: DryRuns) -> Iterator[Finding]:
     yield from lifetimes.moved(run.warm_ups[1], run.capture, run.names)
     for later in run.others:
-        yield from lifetimes.moved(run.capture, later, run.names)
+        yield from lifetimes.moved(run.capture, later, run.names, [change.name for change in run.shapes])
     yield from lifetimes.freed(run.capture, run.alive, run.names)
     yield from lifetimes.held(run.capture, run.alive, run.names, len(run.others), run.lines)
     yield from lifetimes.returned(run.capture, run.outputs, run.input_keys, run.names)
@@ -219,27 +218,30 @@ def _only_at(finding: Finding, sizes: list[int]) -> Finding:
 
 
 def _metrics(runs: Sequence[DryRuns]) -> dict[str, Any]:
+    """Numbers by batch size, and of the largest one by name what a graph reads, writes and returns."""
+    numbers = {str(run.batch_size): _numbers(run, run.capture) for run in runs}
+    largest = numbers[str(max(run.batch_size for run in runs))]
     return {
         "batch_sizes": [run.batch_size for run in runs],
-        "by_batch_size": {str(run.batch_size): _numbers(run, run.capture) for run in runs},
+        "calls": {size: each["calls"] for size, each in numbers.items()},
+        "reads_by_address": [each["name"] for each in largest["external_inputs"]],
+        "writes_in_place": largest["written"],
+        "outputs_overwritten_by_next": largest["outputs"],
+        "by_batch_size": numbers,
     }
 
 
 def _numbers(run: DryRuns, trace: Trace) -> dict[str, Any]:
-    external = [storage for storage in trace.storages if storage.produced_by is None]
+    """``external_inputs``: memory from before the step, which goes stale if it moves; ``storage`` tells aliases."""
+    external = [(number, each) for number, each in enumerate(trace.storages) if each.produced_by is None]
+    written = {number for call in trace.calls for number in call.writes}
     return {
         "calls": len(trace.calls),
         "modules": len({call.module for call in trace.calls if call.module}),
         "external_inputs": [
-            {"name": run.names.get(storage.key, "unnamed"), "bytes": storage.num_bytes} for storage in external
+            {"name": run.names.get(each.key, "unnamed"), "storage": number, "bytes": each.num_bytes}
+            for number, each in external
         ],
+        "written": sorted({run.names.get(each.key, "unnamed") for number, each in external if number in written}),
         "outputs": [repr(output) for output in run.outputs],
-        "written": sorted(
-            {
-                run.names.get(trace.storages[number].key, "unnamed")
-                for call in trace.calls
-                for number in call.writes
-                if number >= 0 and trace.storages[number].produced_by is None
-            }
-        ),
     }

@@ -74,10 +74,10 @@ class DryRunner:
         second = self._step(self._load(binding, batch_size, 0)[0], batch_size)
         args = self._load(binding, batch_size, 0)[0]
         storage_names = self._names(inputs, names)
-        before = snapshot(self._look())
+        before = snapshot(self._look(args, names))
         outputs: list[TensorRef] = []
         capture = self._step(args, batch_size, outputs)
-        mutations = changes(before, snapshot(self._look()))
+        mutations = changes(before, snapshot(self._look(args, names)))
         storage_names |= self._names(inputs, names)
         others, shapes, values = [], [], []
         for variant in range(1, self._variants):
@@ -87,11 +87,11 @@ class DryRunner:
             others.append(self._step(args, batch_size))
         del args
         gc.collect()
-        alive = {number for number, storage in enumerate(capture.storages) if not storage.reference.expired()}
+        alive = {number for number, storage in enumerate(capture.storages) if not storage.gone}
         lines = {}
         if mutations:
             args = self._load(binding, batch_size, 0)[0]
-            lines = find_lines(self._look, set(mutations), lambda: self._step(args, batch_size))
+            lines = find_lines(lambda: self._look(args, names), set(mutations), lambda: self._step(args, batch_size))
         keys = {key for tensor in Reachable.of(inputs, names).tensors.values() if (key := storage_key(tensor))}
         return DryRuns(
             batch_size,

@@ -63,7 +63,7 @@ class _Watch:
     def __init__(self, look: Look, names: set[str], thorough: bool) -> None:
         self._look = look
         self._names = names
-        self._words = {words[-1] for name in names if (words := re.findall(r"\w+", re.sub(r"\[.*", "", name)))}
+        self._words = {words[-1] for name in names if (words := re.findall(r"\w+", re.sub(r"\[[^]]*\]", "", name)))}
         self._latest: Place | None = None
         self._looks = 0
         self._last = self._now()

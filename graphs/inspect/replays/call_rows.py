@@ -37,7 +37,12 @@ class CallRows:
         theirs: Tensor,
         caches: CacheSlots,
     ) -> bool:
-        """Whether result ``number`` of call ``index`` differs for real rows; of a cache only their slots count."""
+        """Whether result ``number`` of call ``index`` differs for real rows; of a cache only their slots count.
+
+        Results of different shapes differ: the poison has sent the step another way.
+        """
+        if ours.shape != theirs.shape:
+            return True
         if tuple(ours.shape) in caches:
             layout, slots = caches[tuple(ours.shape)]
             ours, theirs = (layout.by_slot(t)[torch.tensor(slots, dtype=torch.int64)] for t in (ours, theirs))

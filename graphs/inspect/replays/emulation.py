@@ -195,7 +195,7 @@ class _Emulation:
         self.findings += lifetimes.moved(rehearsal.warm_ups[1].trace, capture, names)
         rehearsal.close()
         gc.collect()
-        alive = {number for number, storage in enumerate(capture.storages) if not storage.reference.expired()}
+        alive = {number for number, storage in enumerate(capture.storages) if not storage.gone}
         self.findings += lifetimes.freed(capture, alive, names)
         self.findings += lifetimes.held(capture, alive, names, self._steps, {})
 

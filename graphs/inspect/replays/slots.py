@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-_SLOTS = re.compile(r"(^|\W|_)(slot_mappings?|slots?|slot_ids|slot_mapping_tensor)$")
+_SLOTS = (re.compile(r"(^|\W|_)slot_mapping(s|_tensor)?$"), re.compile(r"(^|\W|_)(slots?|slot_ids)$"))
+"""The surer name first."""
 _TABLE = re.compile(r"(^|\W|_)(block_tables?|page_tables?|block_ids)$")
 _LENGTHS = re.compile(r"(^|\W|_)(context_lens|seq_lens|cache_seqlens|lengths|lens|kv_lens|context_lengths|seqlens)$")
 _BLOCK_SIZE = re.compile(r"(^|\W|_)(block_size|page_size)$", re.IGNORECASE)
@@ -74,29 +75,30 @@ def roles_of(tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> Roles:
     """Told by name from what a step can get at; ``tensors`` in the order in which they are to be believed."""
     integers = {name: tensor for name, tensor in tensors.items() if not tensor.is_floating_point()}
 
-    def named(pattern: re.Pattern[str], dims: int) -> Tensor | None:
-        found = (t for name, t in integers.items() if pattern.search(name) and t.dim() == dims)
+    def named(dims: int, *patterns: re.Pattern[str]) -> Tensor | None:
+        found = (t for p in patterns for name, t in integers.items() if p.search(name) and t.dim() == dims)
         return next(found, None)
 
     sizes = [value for name, value in values.items() if _BLOCK_SIZE.search(name) and isinstance(value, int)]
-    return Roles(named(_SLOTS, 1), named(_TABLE, 2), named(_LENGTHS, 1), sizes[0] if sizes else None)
+    return Roles(named(1, *_SLOTS), named(2, _TABLE), named(1, _LENGTHS), sizes[0] if sizes else None)
 
 
-def caches_among(written: Mapping[str, Tensor], roles: Roles) -> dict[str, tuple[Tensor, Layout]]:
-    """The tensors that are caches, with their layout."""
+def caches_among(written: Mapping[str, Tensor], roles: Roles, flat: bool = True) -> dict[str, tuple[Tensor, Layout]]:
+    """The tensors that are caches, with their layout; ``flat``: as ``[slots, …]`` where that is one of two readings."""
     floats = {name: t for name, t in written.items() if t.is_floating_point() and t.dim() >= 2}
     named = {name: t for name, t in floats.items() if CACHE_NAME.search(name)}
-    found = {name: (t, layout_of(t, roles)) for name, t in (named or floats).items()}
+    found = {name: (t, layout_of(t, roles, flat)) for name, t in (named or floats).items()}
     return {name: (t, layout) for name, (t, layout) in found.items() if layout is not None}
 
 
-def layout_of(cache: Tensor, roles: Roles) -> Layout | None:
+def layout_of(cache: Tensor, roles: Roles, flat: bool = True) -> Layout | None:
     """Known layouts: ``[blocks, size, …]``, ``[blocks, 2, size, …]``, ``[2, blocks, size, …]``, ``[slots, …]``."""
     shape, size = cache.shape, roles.block_size
     highest = _highest_block(roles)
     if size is not None and (found := _by_block_size(shape, size, highest)) is not None:
         return found
-    if cache.dim() <= 3 and (size is not None or roles.table is None) and _highest_slot(roles) < shape[0]:
+    fits_flat = (size is not None or roles.table is None) and _highest_slot(roles) < shape[0]
+    if cache.dim() <= (3 if flat else 2) and fits_flat:
         return Layout(None, 0, size or 1)
     places = [(0, 1), *([(0, 2)] if cache.dim() >= 5 and shape[1] == 2 else []), *([(1, 2)] if shape[0] == 2 else [])]
     for block, slot in reversed(places):

@@ -157,7 +157,7 @@ class _Verification:
         names, trace = self._names(), self._warm.trace
         self._warm.let_go()
         gc.collect()
-        alive = {number for number, storage in enumerate(trace.storages) if not storage.reference.expired()}
+        alive = {number for number, storage in enumerate(trace.storages) if not storage.gone}
         self.findings += lifetimes.freed(trace, alive, names)
 
     def _captured(self, side: SideBuffers) -> tuple[Replayer, Any]:

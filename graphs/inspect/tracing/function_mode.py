@@ -20,6 +20,8 @@ from ostinato.graphs.inspect.tracing.trace import Calling, Recording
 
 _FROM_DATA = {"torch.tensor", "torch.as_tensor", "torch.asarray", "torch.Tensor.new_tensor", "torch.scalar_tensor"}
 _MOVES = {"torch.Tensor.to", "torch.Tensor.cpu", "torch.Tensor.cuda"}
+_IN_FLOAT_ON_CPU = {"torch.histc", "torch.Tensor.histc"}
+"""What CUDA computes for integers and a CPU for floating point only."""
 
 
 class FunctionMode(TorchFunctionMode):
@@ -50,9 +52,15 @@ class FunctionMode(TorchFunctionMode):
         recording.calling = Calling(name, self._makes(args, kwargs), name in _FROM_DATA)
         recording.calling.covered = before.covered or hazards.covers_its_operators(name)
         try:
-            return func(*args, **kwargs)
+            return self._as_on_device(name, func, args)(*args, **kwargs)
         finally:
             recording.calling = before
+
+    def _as_on_device(self, name: str, func: Any, args: Any) -> Any:
+        """``func``, or what takes its place on a CPU that stands for the device and has no such kernel."""
+        if self._recording.is_real or name not in _IN_FLOAT_ON_CPU or not args or args[0].is_floating_point():
+            return func
+        return lambda tensor, *rest, **options: func(tensor.float(), *rest, **options).to(tensor.dtype)
 
     def _makes(self, args: Any, kwargs: dict[str, Any]) -> Where:
         """Where the call makes tensors; a request for the device, or for pinned memory, is taken to the CPU."""

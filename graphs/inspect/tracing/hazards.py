@@ -135,7 +135,7 @@ def of_operator(
     base = op._schema.name.partition("::")[2]
     found: list[Hazard | None] = []
     if on_device:
-        found.append(_sync(base, args, api))
+        found.append(_sync(base, args, api) if base != "_grouped_mm" else _grouped_mm(args))
         found.append(_dynamic(op, base, args, kwargs, places, api))
         found.extend(_mixed(op, base, places, api))
     if _RANDOM in op.tags:
@@ -154,6 +154,23 @@ def _sync(base: str, args: Sequence[Any], api: str) -> Hazard | None:
         fix = "use the form that does not check on the host (linalg.cholesky_ex, inv_ex, solve_ex)"
         return Hazard("device-sync", "error", f"{short(api) or base} checks its result on the host", fix, _shapes(args))
     return None
+
+
+def _grouped_mm(args: Sequence[Any]) -> Hazard | None:
+    """CUDA has a kernel for bfloat16 from compute capability 9.0; else it loops over offsets that it reads on the host.
+
+    As of torch 2.13 (GroupedBlas.cpp, GroupedMMUtils.h), where three-dimensional operands alone need no offsets.
+    """
+    a, b = args[:2]
+    if a.dim() == b.dim() == 3:
+        return None
+    fix = "use bfloat16 on such a GPU, or gather the weights of each row and use torch.bmm"
+    if a.dtype is b.dtype is torch.bfloat16:
+        message = "grouped_mm reads its offsets on the host, and waits for them, on a GPU before compute capability 9.0"
+        return Hazard("device-sync", "info", message, fix, _shapes(args))
+    kind = str(a.dtype).removeprefix("torch.")
+    message = f"grouped_mm in {kind} reads its offsets on the host, and waits for them: its kernel is for bfloat16"
+    return Hazard("device-sync", "error", message, fix, _shapes(args))
 
 
 def _dynamic(

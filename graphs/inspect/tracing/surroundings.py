@@ -35,6 +35,16 @@ def watched(recording: Recording) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def with_cuda_imagined(recording: Recording) -> Iterator[None]:
+    """For code that is not the step: the names of ``torch.cuda`` where there is none. Nothing is being captured."""
+    with contextlib.ExitStack() as stack:
+        for owner, name, make in () if recording.is_real else _CUDA:
+            if hasattr(owner, name) and name != "is_current_stream_capturing":
+                stack.enter_context(_replaced(owner, name, make(recording, getattr(owner, name))))
+        yield
+
+
+@contextlib.contextmanager
 def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
     own = name in vars(owner)
     before = vars(owner)[name] if own else None

@@ -73,10 +73,17 @@ class StorageSeen(NamedTuple):
     """A storage that a run touched."""
 
     key: int
-    reference: StorageWeakRef
+    """Another storage's, once this one is gone."""
+    reference: StorageWeakRef | None
+    """None if the run made it and dropped it: a reference would keep a hole in the heap."""
     num_bytes: int
     produced_by: int | None
     """Index of the call that made it; None: it was there before."""
+
+    @property
+    def gone(self) -> bool:
+        """Whether its memory is free by now."""
+        return self.reference is None or self.reference.expired()
 
 
 @dataclass
@@ -190,8 +197,11 @@ class Recording:
         self._ends.enter_context(torch.compiler.set_stance("force_eager"))
 
     def end(self) -> None:
-        """The run is over."""
+        """The run is over, and so are most storages that it made."""
         self._ends.close()
+        storages = self.trace.storages
+        storages[:] = [s._replace(reference=None) if s.produced_by is not None and s.gone else s for s in storages]
+        self.residency.forget_the_dead()
 
     def enter_module(self, module: Any, _: Any) -> None:
         """A forward pre-hook."""
@@ -228,7 +238,7 @@ def record(
         with watched(recording):
             if "torch._dynamo" in sys.modules:
                 recording.run_as_written()
-            with listening(recording):
+            with _modes(recording):
                 yield recording
     finally:
         recording.end()
@@ -238,7 +248,15 @@ def record(
 
 @contextlib.contextmanager
 def listening(recording: Recording) -> Iterator[None]:
-    """Only the two modes: for code that is not the step, as what makes its inputs."""
+    """For code that is not the step, as what makes its inputs: where its tensors lie is seen, what it prints is not."""
+    from ostinato.graphs.inspect.tracing.surroundings import with_cuda_imagined
+
+    with with_cuda_imagined(recording), _modes(recording):
+        yield
+
+
+@contextlib.contextmanager
+def _modes(recording: Recording) -> Iterator[None]:
     from ostinato.graphs.inspect.tracing.dispatch_mode import DispatchMode
     from ostinato.graphs.inspect.tracing.function_mode import FunctionMode
 

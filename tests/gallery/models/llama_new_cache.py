@@ -1,0 +1,18 @@
+"""Llama whose cache is new at the first step: transformers gives it its memory at the first use."""
+
+import torch
+from decoding import TINY, Decoder, Inputs
+from torch import Tensor
+from transformers import LlamaConfig, StaticCache
+
+decoder = Decoder(LlamaConfig(**TINY))
+model = decoder.model
+
+
+def step(input_ids: Tensor, position_ids: Tensor, cache: StaticCache) -> Tensor:
+    return model(input_ids, position_ids=position_ids, past_key_values=cache).logits[:, -1]
+
+
+def make_inputs(batch_size: int, variant: int = 0) -> Inputs:
+    ids = torch.full((batch_size, 1), 3 + variant, device=model.device)
+    return ids, torch.zeros_like(ids), decoder.cache(batch_size)

@@ -1,0 +1,16 @@
+"""Qwen3 with a static cache: Llama's shape, with query and key norms."""
+
+from decoding import TINY, Decoder, Inputs
+from torch import Tensor
+from transformers import Qwen3Config, StaticCache
+
+decoder = Decoder(Qwen3Config(**TINY, head_dim=8))
+model = decoder.model
+
+
+def step(input_ids: Tensor, position_ids: Tensor, cache: StaticCache) -> Tensor:
+    return model(input_ids, position_ids=position_ids, past_key_values=cache).logits[:, -1]
+
+
+def make_inputs(batch_size: int, variant: int = 0) -> Inputs:
+    return decoder.inputs(batch_size, variant)
