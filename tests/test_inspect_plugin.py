@@ -1,4 +1,4 @@
-"""The pytest plugin: its fixtures in a suite of their own, what a failure says, and that collecting imports no torch."""
+"""The pytest plugin: its fixtures in a suite of their own, what a failure says; collecting imports no torch."""
 
 from __future__ import annotations
 

@@ -269,4 +269,6 @@ def _capture_text(captured: OGraph, linted: Report | None, output: str | None) -
     saved = [] if output is None else [f"saved as {output}"]
     findings = () if linted is None else linted.findings
     found = as_text(Report(captured.target, captured.environment, findings, {}, captured.not_checked))
-    return "\n".join([*lines, *saved, "", *(["not linted"] if linted is None else []), found])
+    if linted is None:  # what nobody looked for is not clean
+        found = f"{captured.target}: not linted\n\n{found.partition(chr(10) * 2)[2]}"
+    return "\n".join([*lines, *saved, "", found])

@@ -7,17 +7,22 @@ size. Knows no ostinato model: a checkpoint folder becomes a ``Target`` elsewher
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.util
 import inspect
+import itertools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ostinato.layers.errors import ConfigError
+
+if TYPE_CHECKING:
+    from ostinato.graphs.inspect.tracing.residency import Residency
 
 Step = Callable[..., Any]
 MakeInputs = Callable[..., tuple[Any, ...]]
@@ -34,6 +39,8 @@ class Target:
     name: str
     function: Step
     make_inputs: MakeInputs
+    residency: Residency | None = None
+    """Where tensors lie that its module made for a device that is not there."""
 
     def inputs(self, batch_size: int, variant: int = 0) -> tuple[Any, ...]:
         """Fresh positional arguments; ``TargetError`` if ``make_inputs`` fails or returns no tuple."""
@@ -78,12 +85,12 @@ def load_target(text: str) -> Target:
     place, colon, name = text.rpartition(":")
     if not colon or not place or not name:
         raise TargetError(f"target {text!r}: expected file.py:function or package.module:function")
-    module = _import_file(Path(place)) if place.endswith(".py") else _import_module(place)
+    module, residency = _imported(place)
     function = _attribute(module, name, text)
     make_inputs = getattr(module, "make_inputs", None)
     if not callable(make_inputs):
         raise TargetError(f"target {text!r}: {place} has no function make_inputs(batch_size, variant=0)")
-    return Target(text, function, make_inputs)
+    return Target(text, function, make_inputs, residency)
 
 
 def _attribute(module: ModuleType, name: str, text: str) -> Step:
@@ -97,38 +104,62 @@ def _attribute(module: ModuleType, name: str, text: str) -> Step:
     return function
 
 
-def _import_file(path: Path) -> ModuleType:
+def _imported(place: str) -> tuple[ModuleType, Residency | None]:
+    """Import as it stands; where it asks for a GPU that is not there, again as if it were."""
+    load = _import_file if place.endswith(".py") else _import_module
+    try:
+        return load(place), None
+    except TargetError as error:
+        if "CUDA" not in str(error) and "NVIDIA" not in str(error):
+            raise
+    from ostinato.graphs.inspect.tracing.imagined import as_if_on_device
+    from ostinato.graphs.inspect.tracing.residency import Residency
+
+    residency = Residency()
+    with as_if_on_device(residency):
+        return load(place), residency
+
+
+def _import_file(place: str) -> ModuleType:
+    path = Path(place)
     if not path.is_file():
         raise TargetError(f"target: no file {path}")
-    name = path.stem
+    name = _free_name(path.stem)
     spec = importlib.util.spec_from_file_location(name, path.resolve())
     if spec is None or spec.loader is None:
         raise TargetError(f"target: {path} is not a Python file")
     module = importlib.util.module_from_spec(spec)
-    folder = str(path.resolve().parent)
-    added = folder not in sys.path
-    if added:
-        sys.path.insert(0, folder)  # its neighbours, as `python file.py` finds them
-    sys.modules.setdefault(name, module)
+    sys.modules[name] = module  # for good: torch.compile and pickle look modules up by name
     try:
-        spec.loader.exec_module(module)
+        with _on_path(str(path.resolve().parent)):  # its neighbours, as `python file.py` finds them
+            spec.loader.exec_module(module)
     except Exception as error:
+        del sys.modules[name]
         raise TargetError(f"target: importing {path} raised {type(error).__name__}: {error}") from error
-    finally:
-        if added:
-            sys.path.remove(folder)
-        if sys.modules.get(name) is module:
-            del sys.modules[name]
     return module
 
 
+def _free_name(stem: str) -> str:
+    """A module name that is nobody else's."""
+    numbered = (f"{stem}_{number}" for number in itertools.count(2))
+    return next(name for name in itertools.chain([stem], numbered) if name not in sys.modules)
+
+
 def _import_module(name: str) -> ModuleType:
-    sys.path.insert(0, "")
     try:
-        return importlib.import_module(name)
+        with _on_path(""):
+            return importlib.import_module(name)
     except ModuleNotFoundError as error:
         raise TargetError(f"target: no module {error.name!r}") from error
     except Exception as error:
         raise TargetError(f"target: importing {name} raised {type(error).__name__}: {error}") from error
+
+
+@contextlib.contextmanager
+def _on_path(folder: str) -> Iterator[None]:
+    sys.path.insert(0, folder)
+    try:
+        yield
     finally:
-        sys.path.remove("")
+        with contextlib.suppress(ValueError):
+            sys.path.remove(folder)

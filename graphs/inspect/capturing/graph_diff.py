@@ -121,12 +121,13 @@ def _compare(
 
 def _differing(old: dict[str, Any], new: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     names = [name for name in old if old[name] != new[name]]
-    if "seconds" in names and not _beyond_noise(old["seconds"], new["seconds"]):
+    if "seconds" in names and not beyond_noise(old["seconds"], new["seconds"]):
         names.remove("seconds")
     return {name: old[name] for name in names}, {name: new[name] for name in names}
 
 
-def _beyond_noise(old: float | None, new: float | None) -> bool:
+def beyond_noise(old: float | None, new: float | None) -> bool:
+    """Whether two times, in seconds, differ by more than measurements of one thing do."""
     if old is None or new is None:
         return False
     small, large = sorted((old, new))

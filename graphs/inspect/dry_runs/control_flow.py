@@ -22,10 +22,26 @@ def parting(taken: Stack, other: Stack, before: Stack) -> Place | None:
         return other[0] if other else None
     mine, theirs, common = (list(reversed(stack)) for stack in (taken, other, before))
     depth = next((d for d, place in enumerate(mine) if d >= len(theirs) or theirs[d] != place), len(mine) - 1)
+    depth = max(depth, _still_in_loop(mine, common))
     place = mine[depth]
     elsewhere = [_line_in(stack, depth, place) for stack in (theirs, common)]
     line = deciding_line(place.file, place.line, *elsewhere)
     return place._replace(line=line) if line is not None else place
+
+
+def _still_in_loop(mine: list[Place], before: list[Place]) -> int:
+    """The depth of the innermost function in whose loop the run was ``before`` and still is; else 0."""
+    found = 0
+    for depth, (place, earlier) in enumerate(zip(mine, before, strict=False)):
+        if place[::2] != earlier[::2]:
+            break
+        parts = _deciding(place.file, place.line)
+        loops = (part for part, _ in parts if isinstance(part, ast.For | ast.While))
+        if any(loop.lineno < earlier.line <= (loop.end_lineno or 0) for loop in loops):
+            found = depth
+        if place != earlier:
+            break
+    return found
 
 
 def _line_in(stack: list[Place], depth: int, place: Place) -> int | None:

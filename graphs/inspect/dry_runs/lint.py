@@ -23,7 +23,7 @@ from ostinato.graphs.inspect.report import Finding, Report, in_order
 from ostinato.graphs.inspect.target import MakeInputs, Step, Target, TargetError, as_target
 from ostinato.graphs.inspect.tracing.python_state import PythonState
 from ostinato.graphs.inspect.tracing.reachable import reachable
-from ostinato.graphs.inspect.tracing.trace import Trace
+from ostinato.graphs.inspect.tracing.trace import Trace, not_seen_through
 
 BATCH_SIZES = (1, 2, 4, 8)
 NEVER_CHECKED = (
@@ -77,12 +77,7 @@ def _lint(target: Target, batch_sizes: Sequence[int], variants: int, time_limit:
         not_checked.append(f"which tensors would be on the CPU: told that its inputs are on a GPU, {error}")
     if not target.has_variants:
         not_checked.append("frozen values: make_inputs takes no variant, so nothing differs between two runs")
-    opaque = sorted({name for run in runs for trace in (run.capture, *run.others) for name in trace.opaque})
-    if opaque:
-        not_checked.append(f"what is inside of opaque operators: {', '.join(opaque)}")
-    compiled = sorted({call.region[0] for run in runs for call in run.capture.calls if call.region})
-    if compiled:
-        not_checked.append(f"what torch.compile makes of compiled regions, run as written: {', '.join(compiled)}")
+    not_checked += not_seen_through(trace for run in runs for trace in (run.capture, *run.others))
     findings = merged([(run.batch_size, list(_findings(run))) for run in runs])
     largest = max(batch_sizes)
     out_of_slot, why = out_of_slot_writes(target, largest, time_limit=time_limit, device_type=device_type)

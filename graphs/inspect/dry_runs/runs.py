@@ -21,9 +21,10 @@ from ostinato.graphs.inspect.source import Place, is_users
 from ostinato.graphs.inspect.target import Target, TargetError
 from ostinato.graphs.inspect.time_limit import time_limit
 from ostinato.graphs.inspect.tracing.binding import Binding, Change
+from ostinato.graphs.inspect.tracing.imagined import make_inputs
 from ostinato.graphs.inspect.tracing.reachable import Reachable, argument_names, reachable
-from ostinato.graphs.inspect.tracing.residency import Residency, Where, storage_key
-from ostinato.graphs.inspect.tracing.trace import Recording, TensorRef, Trace, listening, record
+from ostinato.graphs.inspect.tracing.residency import Residency, storage_key
+from ostinato.graphs.inspect.tracing.trace import TensorRef, Trace, record
 
 
 @dataclass
@@ -59,7 +60,7 @@ class DryRunner:
 
     def __init__(self, target: Target, variants: int, seconds: float, device_type: str) -> None:
         self.target = target
-        self.residency = Residency()
+        self.residency: Residency = target.residency or Residency()
         self._variants = variants if target.has_variants else 1
         self._seconds = seconds
         self._device_type = device_type
@@ -122,15 +123,7 @@ class DryRunner:
             return binding.load(inputs)
 
     def _inputs(self, batch_size: int, variant: int) -> tuple[Any, ...]:
-        """Made as if there were a device. Inputs that name none are on it."""
-        recording = Recording(self.residency, self._device_type, {}, torch.cuda.is_available())
-        what = f"{self.target.name}: make_inputs({batch_size}, variant={variant})"
-        with time_limit(self._seconds, what), torch.no_grad(), listening(recording):
-            inputs = self.target.inputs(batch_size, variant)
-        if not recording.explicit:
-            for storage in recording.trace.storages:
-                self.residency.forget(storage.key, Where.HOST)
-        return inputs
+        return make_inputs(self.target, self.residency, self._device_type, batch_size, variant, self._seconds)
 
     def _step(self, args: tuple[Any, ...], batch_size: int, outputs: list[TensorRef] | None = None) -> Trace:
         what = f"{self.target.name}: step(batch_size={batch_size})"

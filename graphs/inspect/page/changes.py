@@ -13,12 +13,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 
+from ostinato.graphs.inspect.capturing.graph_diff import beyond_noise
 from ostinato.graphs.inspect.page.quantities import bytes_text, count_text, seconds_text, signed
 from ostinato.graphs.inspect.page.step_data import launch_text, node_name
 from ostinato.graphs.inspect.page.steps import Data, Step, step_of_graph
-
-_NOISE_RATIO, _NOISE_SECONDS = 4 / 3, 20e-6
-"""Times that differ by less than either are called equal."""
 
 Launches = dict[int, list[str]]
 """Kernels by operator's index."""
@@ -121,13 +119,9 @@ def _differences(old: Data, new: Data, old_launches: Sequence[str], new_launches
     if old["flops"] != new["flops"]:
         yield f"operations {count_text(old['flops'])} → {count_text(new['flops'])}"
     times = old["seconds"], new["seconds"]
-    if times[0] and times[1] and _beyond_noise(*sorted(times)):
+    if times[0] and times[1] and beyond_noise(*times):
         difference = seconds_change(times[1] - times[0])
         yield f"time {seconds_text(times[0])} → {seconds_text(times[1])} ({difference})"
-
-
-def _beyond_noise(less: float, more: float) -> bool:
-    return more - less > _NOISE_SECONDS and more > less * _NOISE_RATIO
 
 
 def bytes_change(difference: float) -> str:

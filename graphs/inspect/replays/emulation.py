@@ -33,6 +33,7 @@ from ostinato.graphs.inspect.replays.step_run import StepRunner, own_random_numb
 from ostinato.graphs.inspect.report import SEVERITIES, Finding, Report, in_order
 from ostinato.graphs.inspect.target import MakeInputs, Step, Target, TargetError, as_target
 from ostinato.graphs.inspect.tracing.residency import storage_key
+from ostinato.graphs.inspect.tracing.trace import not_seen_through
 
 NEVER_CHECKED = (
     "streams: a side stream that is not joined, or work on the default stream",
@@ -119,8 +120,7 @@ class _Emulation:
         """What is said of a difference for which no cause is found."""
         self._first: tuple[int, Where] | None = None
         graph = self.rehearsal.graph
-        if graph.opaque:
-            self.not_checked.append(f"what is inside of opaque operators: {', '.join(graph.opaque)}")
+        self.not_checked += not_seen_through([self.rehearsal.capture.trace])
         if graph.breaks:
             self.not_checked.append(f"calls that stay outside of the graph: {', '.join(graph.breaks)}")
         if not runner.target.has_variants:

@@ -15,17 +15,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from ostinato.graphs.emulated_graph import EmulatedGraph
 from ostinato.graphs.inspect.replays.keeper import Keeper
 from ostinato.graphs.inspect.source import Place, is_users, users_stack
 from ostinato.graphs.inspect.target import Step, Target, TargetError
 from ostinato.graphs.inspect.time_limit import time_limit
+from ostinato.graphs.inspect.tracing.imagined import make_inputs
 from ostinato.graphs.inspect.tracing.python_state import PythonState
 from ostinato.graphs.inspect.tracing.reachable import Reachable, argument_names, reachable
-from ostinato.graphs.inspect.tracing.residency import Residency, Where, storage_key
-from ostinato.graphs.inspect.tracing.trace import Recording, Trace, listening, record
+from ostinato.graphs.inspect.tracing.residency import Residency, storage_key
+from ostinato.graphs.inspect.tracing.trace import Trace, record
 
 SEED = 20240229
 
@@ -76,20 +76,12 @@ class StepRunner:
         """``limit``: seconds that one run may take; ``device_type``: where tensors count as lying."""
         self.target, self.batch_size, self._limit = target, batch_size, limit
         self.device_type = device_type
-        self.residency = Residency()
+        self.residency: Residency = target.residency or Residency()
 
     def inputs(self, variant: int, batch_size: int | None = None) -> tuple[Any, ...]:
         """Fresh arguments, made as if there were a device; those that name none are on it."""
         size = batch_size or self.batch_size
-        recording = Recording(self.residency, self.device_type, {}, torch.cuda.is_available())
-        what = f"{self.target.name}: make_inputs({size}, variant={variant})"
-        with time_limit(self._limit, what), torch.no_grad(), listening(recording):
-            inputs = self.target.inputs(size, variant)
-        if not recording.explicit:
-            for leaf in tree_leaves(inputs):
-                if isinstance(leaf, Tensor) and self.residency.of(leaf) is Where.HOST:
-                    self.residency.mark(leaf, Where.DEVICE)
-        return inputs
+        return make_inputs(self.target, self.residency, self.device_type, size, variant, self._limit)
 
     def reach(self, inputs: tuple[Any, ...]) -> Reachable:
         """What the step could get at with ``inputs``."""

@@ -39,6 +39,7 @@ from ostinato.graphs.inspect.target import MakeInputs, Step, Target, TargetError
 from ostinato.graphs.inspect.tracing.binding import Binding
 from ostinato.graphs.inspect.tracing.python_state import PythonState
 from ostinato.graphs.inspect.tracing.residency import storage_key
+from ostinato.graphs.inspect.tracing.trace import not_seen_through
 from ostinato.layers.errors import CaptureError
 
 _VARIANTS = 3
@@ -224,6 +225,7 @@ class _Verification:
         not_checked = list(NEVER_CHECKED)
         if not self._real:
             not_checked.insert(0, "a CUDA graph: the inputs are on no GPU, the emulated graph took its place")
+        not_checked += not_seen_through([self._warm.trace])
         if not self._runner.target.has_variants:
             not_checked.append("other inputs: make_inputs takes no variant, so every replay has the capture's")
         first = None

@@ -157,16 +157,16 @@ def _sync(base: str, args: Sequence[Any], api: str) -> Hazard | None:
 
 
 def _grouped_mm(args: Sequence[Any]) -> Hazard | None:
-    """CUDA has a kernel for bfloat16 from compute capability 9.0; else it loops over offsets that it reads on the host.
+    """CUDA has a kernel for bfloat16 on compute capability 9 and 10; else it loops over offsets read on the host.
 
-    As of torch 2.13 (GroupedBlas.cpp, GroupedMMUtils.h), where three-dimensional operands alone need no offsets.
+    See ``_grouped_mm_cuda`` in ATen's GroupedBlas.cpp. Two three-dimensional operands have no offsets.
     """
     a, b = args[:2]
     if a.dim() == b.dim() == 3:
         return None
-    fix = "use bfloat16 on such a GPU, or gather the weights of each row and use torch.bmm"
+    fix = "bfloat16 on compute capability 9 or 10; elsewhere gather the weights of each row and use torch.bmm"
     if a.dtype is b.dtype is torch.bfloat16:
-        message = "grouped_mm reads its offsets on the host, and waits for them, on a GPU before compute capability 9.0"
+        message = "grouped_mm reads its offsets on the host, and waits, on GPUs other than compute capability 9 and 10"
         return Hazard("device-sync", "info", message, fix, _shapes(args))
     kind = str(a.dtype).removeprefix("torch.")
     message = f"grouped_mm in {kind} reads its offsets on the host, and waits for them: its kernel is for bfloat16"

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -105,6 +105,19 @@ class Trace:
                 if ref.storage >= 0 and self.storages[ref.storage].produced_by is None:
                     first.setdefault(self.storages[ref.storage].key, call.number)
         return first
+
+
+def not_seen_through(traces: Iterable[Trace]) -> list[str]:
+    """What ``traces`` did not look into, one sentence each: opaque operators, and compiled functions run as written."""
+    known = list(traces)
+    opaque = sorted({name for trace in known for name in trace.opaque})
+    regions = sorted({call.region[0] for trace in known for call in trace.calls if call.region})
+    said = []
+    if opaque:
+        said.append(f"what is inside of opaque operators: {', '.join(opaque)}")
+    if regions:
+        said.append(f"what torch.compile makes of compiled regions, run as written: {', '.join(regions)}")
+    return said
 
 
 @dataclass

@@ -7,9 +7,11 @@ Nothing is downloaded: weights are random.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedConfig, StaticCache
+from transformers import AutoModelForCausalLM, Cache, PreTrainedConfig, StaticCache
 
 PROMPT = 6
 """Tokens before the step of variant 0."""
@@ -27,23 +29,31 @@ TINY = {
     "eos_token_id": 2,
 }
 
-Inputs = tuple[Tensor, Tensor, StaticCache]
+Inputs = tuple[Tensor, Tensor, Cache]
 
 
 class Decoder:
     """One model, and a cache for each batch size."""
 
-    def __init__(self, config: PreTrainedConfig, dtype: torch.dtype = torch.float32, prompt: int = PROMPT) -> None:
+    def __init__(
+        self,
+        config: PreTrainedConfig,
+        dtype: torch.dtype = torch.float32,
+        prompt: int = PROMPT,
+        new_cache: Callable[[PreTrainedConfig], Cache] = lambda config: StaticCache(config, max_cache_len=MAX_LEN),
+    ) -> None:
         torch.manual_seed(0)
         self.model = AutoModelForCausalLM.from_config(config, dtype=dtype).eval().requires_grad_(False)
         self._prompt = prompt
-        self._caches: dict[int, StaticCache] = {}
+        self._new_cache = new_cache
+        self._caches: dict[int, Cache] = {}
 
-    def cache(self, batch_size: int) -> StaticCache:
+    def cache(self, batch_size: int) -> Cache:
         """The cache of this batch size, emptied; new, it has no memory yet."""
-        cache = self._caches.setdefault(batch_size, StaticCache(self.model.config, max_cache_len=MAX_LEN))
-        cache.reset()
-        return cache
+        if batch_size not in self._caches:
+            self._caches[batch_size] = self._new_cache(self.model.config)
+        self._caches[batch_size].reset()
+        return self._caches[batch_size]
 
     def inputs(self, batch_size: int, variant: int) -> Inputs:
         """Token ids and positions, both int64 ``[batch_size, 1]``, and the cache, filled up to that position."""

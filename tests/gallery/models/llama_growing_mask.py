@@ -1,4 +1,4 @@
-"""Llama with left padding: the caller's mask has a column more at each step, as in a loop of one's own."""
+"""Llama with left padding: the caller's mask has a column more at each step."""
 
 import torch
 from decoding import PROMPT, TINY, Decoder
