@@ -28,6 +28,7 @@ BENCHES = {
     "memory": "peak memory of loading and generating",
     "load": "peak memory and speed of loading weights, by the form of the files",
     "long": "a prompt of 100,000 tokens in chunks: time of a token, memory",
+    "inspect": "the graph tool: time and memory of a lint of the decode step",
     "host": "host work of a decode step",
     "decode": "batch-1 decode against transformers and the floor",
     "ttft": "time to the first token against transformers",

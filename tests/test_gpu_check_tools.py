@@ -21,6 +21,7 @@ from typing import Any
 import pytest
 import torch
 
+from ostinato.graphs.inspect.capturing.ograph import Memory, Node, OGraph, Op, SizeGraph
 from ostinato.perf.baselines.plain_graphs import PlainGraphs
 from ostinato.perf.baselines.plain_qwen3 import PlainQwen3
 from ostinato.perf.checkpoints import SIZES, write
@@ -37,6 +38,7 @@ from ostinato.perf.gpu import (
     part_batch,
     part_correctness,
     part_decode,
+    part_inspect,
     part_larger,
     part_prefix,
     part_sampling,
@@ -386,8 +388,13 @@ def test_the_script_says_that_nothing_was_checked() -> None:
 def test_the_script_measures_after_the_tests_with_the_time_that_is_left(pretender: str) -> None:
     done = gpu_check(pretender, PIP="works", PYTEST_CODE="0", GPU_CHECK_ARGS="--only decode")
     assert done.returncode == 0, done.stderr
-    assert "measure: -m ostinato.perf.gpu --tests passed --budget 4" in done.stdout
-    assert "--only decode" in done.stdout
+    assert "measure: -m ostinato.perf.gpu --tests passed --budget 5" in done.stdout
+    assert "--out perf/results --only decode" in done.stdout
+
+
+def test_the_script_writes_where_it_is_told(pretender: str, tmp_path: Path) -> None:
+    done = gpu_check(pretender, PIP="works", PYTEST_CODE="0", GPU_CHECK_OUT=str(tmp_path), GPU_CHECK_TESTS="no")
+    assert f"--out {tmp_path}" in done.stdout
 
 
 def test_the_script_uses_links_where_pip_cannot_install(pretender: str) -> None:
@@ -558,6 +565,50 @@ def test_a_part_gives_its_figures(module: Any, context: Context, monkeypatch: py
     wanted = {"ttft": {"ttft.ms_128", "ttft.ms_480"}, "batch": {"batch.percent_of_floor_2", "batch.worst_size_ratio"}}
     assert figures(found) >= wanted.get(part, judged(part))
     assert all(name.startswith(f"{part}.") for name in found.figures)
+
+
+def test_the_decode_step_is_looked_into(context: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a CPU there are no nodes: the figures of kernels are left out, not made up."""
+    monkeypatch.setattr(context, "out", tmp_path / "new")
+    found = part_inspect.measure(context)
+    assert figures(found) >= {"inspect.errors", "inspect.ops_1", "inspect.ops_8", "inspect.us_eager_8"}
+    assert found.figures["inspect.nodes_8"] == found.figures["inspect.errors"] == 0
+    assert "inspect.attributed_8" not in found.figures
+    names = {"gpu-inspect.ograph.gz", "gpu-inspect-lint.json", "gpu-inspect.html"}
+    assert {file.name for file in (tmp_path / "new").iterdir()} == names
+    assert OGraph.load(tmp_path / "new" / "gpu-inspect.ograph.gz").target == "tiny decode step"
+    monkeypatch.setattr(part_inspect, "MOST_BYTES", 1000)
+    with pytest.raises(RuntimeError, match="bytes of reports, more than 1,000"):
+        part_inspect.measure(context)
+
+
+def test_what_a_graph_of_kernels_gives_for_figures() -> None:
+    def node(index: int, kind: str, op: int | None, seconds: float | None) -> Node:
+        return Node(index, kind, "k", None, None, None, (), op, seconds, None)
+
+    def op(index: int, seconds: float | None, share: float | None) -> Op:
+        return Op(index, "aten.mm.default", None, "", None, None, None, (), (), "", 8, 8, 0, seconds, share)
+
+    nodes = (
+        node(0, "kernel", 0, 2e-6),
+        node(1, "memset", 1, None),
+        node(2, "kernel", 1, None),
+        node(3, "kernel", None, 1e-6),
+    )
+    ops = (op(0, 2e-6, 0.5), op(1, 4e-6, 0.25), op(2, None, None))
+    graph = SizeGraph(8, "kernel", ops, nodes, (), {}, Memory(100, 0, 7, 0), 1e-5, None)
+    found = part_inspect.figures_of(graph)
+    assert found == {
+        "ops": 3,
+        "nodes": 4,
+        "pool_bytes": 100,
+        "exec_bytes": 7,
+        "us_replay": pytest.approx(10),
+        "attributed": 75,
+        "timed": pytest.approx(200 / 3),
+        "top_of_bandwidth": 37.5,
+    }
+    assert [each["of_bandwidth"] for each in part_inspect.top_kernels(graph)] == [0.25, 0.5]
 
 
 def test_throughput_is_cut_to_the_time_there_is(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:

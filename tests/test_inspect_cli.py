@@ -257,6 +257,19 @@ def test_timeline_splits_the_gaps(folder: Path) -> None:
     assert data("timeline", "timeline.json")["summary"]["gap"]["median"] == 0.002
 
 
+def test_profilers_trace_becomes_a_timeline_that_other_commands_read(folder: Path) -> None:
+    def event(kind: str, name: str, at: int, replay: int) -> dict[str, Any]:
+        place = {"pid": 1, "tid": 1, "ts": at, "dur": 10}
+        return {"ph": "X", "cat": kind, "name": name, **place, "args": {"correlation": replay}}
+
+    names = (("cuda_runtime", "cudaGraphLaunch", 0), ("kernel", "mm", 5))
+    events = [event(kind, name, at + 100 * replay, replay) for replay in range(3) for kind, name, at in names]
+    (folder / "trace.json").write_text(json.dumps({"traceEvents": events}))
+    assert graph("timeline", "trace.json", "--json", "timeline.json")[0] == 0
+    assert graph("report", "timeline.json", "-o", "page.html")[::2] == (0, "")
+    assert graph("check", "timeline.json", "--write", "gates.toml")[::2] == (0, "")
+
+
 def test_page_holds_all_files_and_compares_two(saved: Path) -> None:
     graph("sizes", "traffic.json", "--max-graphs", "2", "--json", "sizes.json")
     assert graph("report", str(saved), "sizes.json", "-o", "page.html")[0] == 0

@@ -1,8 +1,8 @@
 """docs/graph-tool.md says what is so: its files are written, its commands run, and print what the page shows.
 
 ``python tests/test_inspect_docs_tool.py`` writes anew what they print, where the page shows all of it. In a block a
-line ``…`` stands for any lines, and ``…`` within a line for any text. Lines may come in another order (tables are sorted
-by time), and times differ.
+line ``…`` stands for any lines, and ``…`` within a line for any text. Lines may come in another order (tables are
+sorted by time), and times differ.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ import sys
 import sysconfig
 from functools import lru_cache
 from pathlib import Path
-from types import FrameType
+from types import CodeType, FrameType
 from typing import NamedTuple
 
 import torch
@@ -41,15 +41,21 @@ def is_users(file: str) -> bool:
     return file.startswith(_SITE) or not file.startswith(_STANDARD)
 
 
+@lru_cache(maxsize=65536)
+def _place(code: CodeType, line: int) -> Place:
+    return Place(code.co_filename, line, code.co_qualname)
+
+
 def users_stack(frame: FrameType | None = None, limit: int = 12) -> tuple[Place, ...]:
     """The user's lines that lead here, innermost first; at most ``limit``."""
-    frame = frame or sys._getframe(1)
     places: list[Place] = []
-    current: FrameType | None = frame
-    while current is not None and len(places) < limit:
-        if is_users(current.f_code.co_filename):
-            code = current.f_code
-            places.append(Place(code.co_filename, current.f_lineno, code.co_qualname))
+    current: FrameType | None = frame or sys._getframe(1)
+    while current is not None:
+        code = current.f_code
+        if is_users(code.co_filename):
+            places.append(_place(code, current.f_lineno))
+            if len(places) == limit:
+                break
         current = current.f_back
     return tuple(places)
 

@@ -63,7 +63,7 @@ def run(args: argparse.Namespace, results: dict[str, Any], path: Path) -> None:
 
     budget = Budget(args.budget)
     parts = [part for part in PARTS if part.name in args.only]
-    run_parts(parts, {"size": args.size, "rounds": args.rounds}, budget, done, begun)
+    run_parts(parts, {"size": args.size, "rounds": args.rounds, "out": str(args.out)}, budget, done, begun)
 
 
 def _begin(args: argparse.Namespace, gpu: str, path: Path) -> dict[str, Any]:

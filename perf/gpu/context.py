@@ -43,12 +43,21 @@ LONG: dict[str, Any] = {
 
 
 class Context:
-    """``size``: of the model; ``rounds``: how often each contender is measured; ``execution``: of the engines."""
+    """``size``: of the model; ``rounds``: how often each contender is measured; ``execution``: of the engines.
+
+    ``out``: a folder for what parts write besides their figures.
+    """
 
     def __init__(
-        self, size: str = "qwen3-0.6b", rounds: int = 6, device: str = "cuda", execution: str = "graph"
+        self,
+        size: str = "qwen3-0.6b",
+        rounds: int = 6,
+        device: str = "cuda",
+        execution: str = "graph",
+        out: str = "perf/results",
     ) -> None:
         self.rounds = rounds
+        self.out = Path(out)
         self.device = device
         self.deadline = float("inf")  # of the part that runs, by time.monotonic()
         self._size_name = size

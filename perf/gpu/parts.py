@@ -38,6 +38,7 @@ PARTS = (
     Part("sampling_256", "top-k and top-p in the graph against greedy, batch 256", 60, 20),
     Part("throughput", "nano-vllm's benchmark: 256 requests of 100 to 1,024 tokens in and out", 110, 40),
     Part("prefix", "a cached prefix of 16k tokens", 60, 20),
+    Part("inspect", "the decode step as `ostinato graph` sees it: nodes explained, a capture, a page", 100, 35),
     Part("static_peer", "batch 1 beside transformers with a static cache and torch.compile", 100, 45),
     Part("startup", "warm-up of 12 batch sizes from an empty and from a full compile cache", 150, 60),
     Part("larger", "batch 1 at the sizes of Llama-3.2-1B and Qwen3-8B", 150, 50),

@@ -51,6 +51,7 @@ LATER: dict[str, Any] = {"now": False}
 TARGETS = (
     most("A1", "writes inside a compiled function: bytes copied", "assumptions.copied_bytes", 0, "B", correctness=True),
     least("A2", "nodes of a captured graph come in the order of creation", "assumptions.in_order", 1, ""),
+    least("A3", "nodes of the decode step's graph that belong to an op", "inspect.attributed_8", 100, "%"),
     least("fp32", "greedy tokens in fp32 equal to transformers'", "correctness.fp32_equal", 100, "%", correctness=True),
     most("bf16", "error in bf16, transformers' own = 1", "correctness.bf16_error", 2, "x", correctness=True),
     most("T1", "0.6B, batch 1: a token", "decode.ms_ostinato", 0.9, "ms", floor="decode.ms_floor"),

@@ -1,14 +1,14 @@
 """Every verdict of the CPU beside what CUDA did: what each finding foretells, and whether it came true. Knows no torch.
 
-    foretold                  because of                                       it came true if CUDA
-    refused                   device-sync, data-dependent-shape                refused the capture
-    refused or wrong          host-to-device, cpu-tensor                       or raised at once, or replayed old values
-    refused                   rng: a generator of its own                      (not where torch registers it by itself)
-    wrong                     frozen-value, address-change                     captured, and a replay differed from eager
-    depends on the warm-up    warmup-dependent                                 gave something else without the warm-ups
-    leaks                     padding-leak                                     replays equal, but padding moves real rows
-    captured                  freed-input                                      captured; what replays read is nobody's
-    equal                     anything else, and nothing                       captured, every replay equals eager
+    foretold                  because of                                      it came true if CUDA
+    refused                   device-sync, data-dependent-shape               refused the capture
+    refused or wrong          host-to-device, cpu-tensor                      or raised at once, or replayed old values
+    refused                   rng: a generator of its own                     (not where torch registers it by itself)
+    wrong                     frozen-value, address-change                    captured, and a replay differed from eager
+    depends on the warm-up    warmup-dependent                                gave something else without the warm-ups
+    leaks                     padding-leak                                    replays equal, but padding moves real rows
+    captured                  freed-input                                     captured; what replays read is nobody's
+    equal                     anything else, and nothing                      captured, every replay equals eager
 
 Further: where nothing is found padding may not move real rows, and outputs that are said to be overwritten have to be.
 Steps whose fault concerns torch.compile, and random numbers of the process's own generator, are shown and not judged.
@@ -75,7 +75,9 @@ def happened(result: Mapping[str, Any]) -> str:
             cold = _numbers(result["cold"]) if not result["cold_error"] else result["cold_error"]
             text += f"; without warm-ups: {cold}"
         if result["leak"] is not None:
-            text += f"; padding moves real rows by {result['leak']:.3g}" if result["leak"] else "; padding moves nothing"
+            text += (
+                f"; padding moves real rows by {result['leak']:.3g}" if result["leak"] else "; padding moves nothing"
+            )
         return text
     words = {
         "raised": "raised before any capture",

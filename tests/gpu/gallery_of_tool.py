@@ -2,8 +2,8 @@
 
     python tests/gpu/gallery_of_tool.py RESULTS.jsonl cpu|cuda STEP...
 
-``cpu``: as on a machine without a GPU; run it with CUDA_VISIBLE_DEVICES empty. ``cuda``: ``lint`` on tensors that lie on
-the GPU, in a process that may lose its context.
+``cpu``: as on a machine without a GPU; run it with CUDA_VISIBLE_DEVICES empty. ``cuda``: ``lint`` of tensors that lie
+on the GPU, in a process that may lose its context.
 """
 
 from __future__ import annotations

@@ -184,11 +184,6 @@ class Happened:
         """For JSON."""
         return dataclasses.asdict(self)
 
-    @property
-    def is_wrong(self) -> bool:
-        """Whether a replay differed from the eager run."""
-        return any(by != 0 for by in self.apart)
-
 
 class Copy:
     """One import of a step."""
@@ -402,14 +397,9 @@ def in_order(chosen: Sequence[Step]) -> list[Step]:
     return sorted(chosen, key=rank)
 
 
-def machine(graphs: CudaGraphs) -> dict[str, Any]:
+def machine() -> dict[str, Any]:
     """What the results depend on."""
-    return {
-        "device": torch.cuda.get_device_name(),
-        "torch": torch.__version__,
-        "cuda": torch.version.cuda,
-        "registers_generators": graphs.registers_generators(),
-    }
+    return {"device": torch.cuda.get_device_name(), "torch": torch.__version__, "cuda": torch.version.cuda}
 
 
 def main(argv: Sequence[str]) -> int:
@@ -422,13 +412,14 @@ def main(argv: Sequence[str]) -> int:
             print(json.dumps(line), file=file, flush=True)
 
         graphs = CudaGraphs()
-        write({"machine": machine(graphs)})
+        write({"machine": machine()})
         for step in chosen:
             write({"begun": step.name})
             happened = look(step, graphs)
             write({"happened": happened.as_dict()})
             if happened.outcome == "lost":
                 return LOST
+        write({"machine": {"registers_generators": graphs.registers_generators()}})
     return 0
 
 

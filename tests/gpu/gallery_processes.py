@@ -93,7 +93,9 @@ def _run(
     results, begun = read(file)
     if code != 0:
         tail = said.read_text(encoding="utf-8", errors="replace")[-1500:].strip()
-        results.errors.append(f"{script.name} ended with code {code}{' (the time was up)' if timed_out else ''}: {tail}")
+        results.errors.append(
+            f"{script.name} ended with code {code}{' (the time was up)' if timed_out else ''}: {tail}"
+        )
     if begun is not None and begun not in results.by_step and not timed_out:
         results.by_step[begun] = lost(begun, f"its process ended with code {code}")
     return results
@@ -111,7 +113,7 @@ def read(file: Path) -> tuple[Results, str | None]:
         if "begun" in entry:
             begun = entry["begun"]
         elif "machine" in entry:
-            results.machine = entry["machine"]
+            results.machine |= entry["machine"]
         else:
             (result,) = entry.values()
             results.by_step[result["step"]] = result

@@ -29,7 +29,7 @@ class Difference(NamedTuple):
 def differences(first: Trace, second: Trace) -> Iterator[Difference]:
     """What ``second`` did otherwise than ``first``, causes only."""
     ours, theirs = first.calls, second.calls
-    keys = [[(call.name, call.place) for call in calls] for calls in (ours, theirs)]
+    keys = [[(call.op, call.place) for call in calls] for calls in (ours, theirs)]
     if keys[0] == keys[1]:
         for a, b in zip(ours, theirs, strict=True):
             yield from _arguments(a, b)
@@ -45,7 +45,7 @@ def differences(first: Trace, second: Trace) -> Iterator[Difference]:
 
 def aligned(first: Trace, second: Trace) -> Iterator[tuple[Call, Call]]:
     """Pairs of calls that correspond."""
-    keys = [[(call.name, call.place) for call in trace.calls] for trace in (first, second)]
+    keys = [[(call.op, call.place) for call in trace.calls] for trace in (first, second)]
     if keys[0] == keys[1]:
         yield from zip(first.calls, second.calls, strict=True)
         return
@@ -56,6 +56,8 @@ def aligned(first: Trace, second: Trace) -> Iterator[tuple[Call, Call]]:
 
 
 def _arguments(a: Call, b: Call) -> Iterator[Difference]:
+    if a.args == b.args and a.kwargs == b.kwargs:
+        return
     if [ref.shape for ref in a.inputs] != [ref.shape for ref in b.inputs]:
         return  # follows from something further up
     changed = ", ".join(differing_arguments(a, b))

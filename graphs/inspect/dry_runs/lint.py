@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from ostinato.graphs.inspect.dry_runs import lifetimes
 from ostinato.graphs.inspect.dry_runs.frozen import Difference, aligned, differences, differing_arguments
@@ -67,27 +67,41 @@ def _lint(target: Target, batch_sizes: Sequence[int], variants: int, time_limit:
     not_checked = list(NEVER_CHECKED)
     device_type = "cuda"
     try:
-        runs = _run(DryRunner(target, variants, time_limit, device_type), batch_sizes)
+        sizes = _looked_at(DryRunner(target, variants, time_limit, device_type), batch_sizes)
     except TargetError as error:
         device_type = "cpu"
         try:
-            runs = _run(DryRunner(target, variants, time_limit, device_type), batch_sizes)
+            sizes = _looked_at(DryRunner(target, variants, time_limit, device_type), batch_sizes)
         except TargetError:
             raise error from error.__cause__
         not_checked.append(f"which tensors would be on the CPU: told that its inputs are on a GPU, {error}")
     if not target.has_variants:
         not_checked.append("frozen values: make_inputs takes no variant, so nothing differs between two runs")
-    not_checked += not_seen_through(trace for run in runs for trace in (run.capture, *run.others))
-    findings = merged([(run.batch_size, list(_findings(run))) for run in runs])
+    not_checked += dict.fromkeys(line for size in sizes for line in size.not_seen_through)
+    findings = merged([(size.batch_size, size.findings) for size in sizes])
     largest = max(batch_sizes)
     out_of_slot, why = out_of_slot_writes(target, largest, time_limit=time_limit, device_type=device_type)
     findings += out_of_slot
     not_checked += why
-    return Report(target.name, environment(), in_order(findings), _metrics(runs), tuple(not_checked))
+    return Report(target.name, environment(), in_order(findings), _metrics(sizes), tuple(not_checked))
 
 
-def _run(runner: DryRunner, batch_sizes: Sequence[int]) -> list[DryRuns]:
-    return [runner.run(size) for size in batch_sizes]
+class Looked(NamedTuple):
+    """What is left of the runs of one batch size: traces are large."""
+
+    batch_size: int
+    findings: list[Finding]
+    numbers: dict[str, Any]
+    not_seen_through: list[str]
+
+
+def _looked_at(runner: DryRunner, batch_sizes: Sequence[int]) -> list[Looked]:
+    looked = []
+    for size in batch_sizes:
+        run = runner.run(size)
+        unseen = not_seen_through((run.capture, *run.others))
+        looked.append(Looked(size, list(_findings(run)), _numbers(run, run.capture), unseen))
+    return looked
 
 
 def _findings(run: DryRuns) -> Iterator[Finding]:
@@ -212,12 +226,12 @@ def _only_at(finding: Finding, sizes: list[int]) -> Finding:
     return replace(finding, evidence=f"{finding.evidence}; {only}" if finding.evidence else only)
 
 
-def _metrics(runs: Sequence[DryRuns]) -> dict[str, Any]:
+def _metrics(sizes: Sequence[Looked]) -> dict[str, Any]:
     """Numbers by batch size, and of the largest one by name what a graph reads, writes and returns."""
-    numbers = {str(run.batch_size): _numbers(run, run.capture) for run in runs}
-    largest = numbers[str(max(run.batch_size for run in runs))]
+    numbers = {str(size.batch_size): size.numbers for size in sizes}
+    largest = numbers[str(max(size.batch_size for size in sizes))]
     return {
-        "batch_sizes": [run.batch_size for run in runs],
+        "batch_sizes": [size.batch_size for size in sizes],
         "calls": {size: each["calls"] for size, each in numbers.items()},
         "reads_by_address": [each["name"] for each in largest["external_inputs"]],
         "writes_in_place": largest["written"],

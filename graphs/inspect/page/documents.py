@@ -25,7 +25,8 @@ class TimelineStep:
     """One step of a run; seconds."""
 
     start: float
-    batch_size: int
+    batch_size: int | None
+    """None where a trace does not say it."""
     prepare: float
     launch: float
     sample: float

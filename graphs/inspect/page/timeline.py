@@ -63,7 +63,8 @@ def columns_of(steps: Sequence[TimelineStep]) -> list[Column]:
         Column(
             at,
             at + len(group) - 1,
-            ", ".join(str(size) for size in sorted({step.batch_size for step in group})),
+            ", ".join(map(str, sorted({step.batch_size for step in group if step.batch_size is not None})))
+            or "unknown",
             {part: sum(getattr(step, part) for step in group) / len(group) for part in PARTS},
         )
         for at, group in groups

@@ -5,7 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import torch
 from torch import Tensor
+
+_LEAVES = frozenset({int, float, bool, str, type(None), torch.dtype, torch.device, torch.layout})
+"""Most arguments that are no tensors, told without asking what else they could be."""
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:
@@ -22,12 +26,14 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
 
 def with_tensors_as(of: Callable[[Tensor], Any], value: Any) -> Any:
     """``value`` with ``of(tensor)`` in the place of each tensor; named tuples become tuples."""
+    if type(value) in _LEAVES:
+        return value
     if isinstance(value, Tensor):
         return of(value)
     if isinstance(value, list):
         return [with_tensors_as(of, part) for part in value]
     if isinstance(value, tuple):
-        return tuple(with_tensors_as(of, part) for part in value)
+        return tuple([with_tensors_as(of, part) for part in value])
     if isinstance(value, dict):
         return {key: with_tensors_as(of, part) for key, part in value.items()}
     return value

@@ -13,11 +13,13 @@ from ostinato.graphs.inspect.source import compiled_region
 from ostinato.graphs.inspect.tracing import hazards
 from ostinato.graphs.inspect.tracing.arguments import tensors_in, with_tensors_as
 from ostinato.graphs.inspect.tracing.residency import Where
-from ostinato.graphs.inspect.tracing.trace import Call, Recording, TensorRef
+from ostinato.graphs.inspect.tracing.trace import Call, Recording, TensorRef, name_of
 
 MOST_VALUES = 1024
 """Of a tensor made from host data, to be compared."""
 
+_LIFT_FRESH = torch.ops.aten.lift_fresh.default
+_COPY = torch.ops.aten.copy_.default
 _SEEN_THROUGH = ("aten", "prims", "prim")
 
 
@@ -37,10 +39,11 @@ class DispatchMode(TorchDispatchMode):
         kwargs = kwargs or {}
         with torch._C.DisableTorchFunction():
             recording = self._recording
-            places = [(tensor, recording.where(tensor)) for tensor in tensors_in((args, kwargs))]
-            fresh = func.name() == "aten::lift_fresh"
-            self._look(func, args, kwargs, [] if fresh else places)
-            refs = [] if fresh else [recording.ref(tensor) for tensor, _ in places]
+            fresh = func is _LIFT_FRESH
+            given = [] if fresh else list(tensors_in((args, kwargs) if kwargs else args))
+            seen = [recording.see(tensor) for tensor in given]
+            refs, places = [ref for ref, _ in seen], [(t, where) for t, (_, where) in zip(given, seen, strict=True)]
+            self._look(func, args, kwargs, places)
             signature = self._signature(args, kwargs, refs, fresh)
             result = func(*args, **kwargs)
             self._record(func, signature, refs, places, result, fresh)
@@ -60,8 +63,8 @@ class DispatchMode(TorchDispatchMode):
         calling = recording.calling
         if calling.covered:
             return
-        called = hazards.short(calling.name) or str(op)
-        if op.name() == "aten::copy_":
+        called = hazards.short(calling.name) or name_of(op)
+        if op is _COPY:
             (target, to), (source, lies) = places[0], places[-1]
             if target is not source and source.dim() + target.dim() > 0:
                 blocking = not (args[2] if len(args) > 2 else kwargs.get("non_blocking"))
@@ -88,7 +91,7 @@ class DispatchMode(TorchDispatchMode):
         outputs = list(tensors_in(result))
         for output in outputs:
             if fresh or not (recording.knows(output) or recording.residency.marked(output)):
-                self._place(output, [] if fresh else places, fresh)
+                self._place(output, places, fresh)
         recording.trace.calls.append(
             Call(
                 index,
@@ -105,16 +108,18 @@ class DispatchMode(TorchDispatchMode):
             )
         )
         if op.namespace not in _SEEN_THROUGH:
-            recording.trace.opaque.add(str(op))
+            recording.trace.opaque.add(name_of(op))
 
     def _place(self, output: Tensor, places: list[tuple[Tensor, Where]], fresh: bool) -> None:
         """Say where a new tensor lies."""
         recording = self._recording
         calling = recording.calling
+        if fresh and not calling.covered:
+            asked = calling.from_data and calling.makes is Where.DEVICE
+            if asked or (recording.is_real and recording.where(output) is Where.DEVICE):  # a list as an index, too
+                recording.note(hazards.made_from_host_data(calling.name, output), hazards.short(calling.name))
         if recording.is_real:
             return
-        if fresh and calling.from_data and calling.makes is Where.DEVICE and not calling.covered:
-            recording.note(hazards.made_from_host_data(calling.name, output), hazards.short(calling.name))
         if fresh:
             where = calling.makes if calling.from_data else Where.HOST
         else:

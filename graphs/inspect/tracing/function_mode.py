@@ -24,6 +24,14 @@ _IN_FLOAT_ON_CPU = {"torch.histc", "torch.Tensor.histc"}
 """What CUDA computes for integers and a CPU for floating point only."""
 
 
+_NAMES: dict[Any, str] = {}
+"""``resolve_name`` of each function met: it is slow."""
+
+
+def _name(func: Any) -> str:
+    return _NAMES.setdefault(func, resolve_name(func) or getattr(func, "__name__", ""))
+
+
 class FunctionMode(TorchFunctionMode):
     """Writes into a ``Recording``."""
 
@@ -32,7 +40,7 @@ class FunctionMode(TorchFunctionMode):
         self._recording = recording
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = resolve_name(func) or getattr(func, "__name__", "")
+        name = _NAMES.get(func) or _name(func)
         kwargs = dict(kwargs or {})
         answer = _ANSWERS.get(name)
         if answer is not None and isinstance(args[0], Tensor):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -132,15 +133,21 @@ def of_operator(
     ``api`` is the function that it is a part of; ``makes``: where that makes tensors from nothing.
     """
     on_device = any(where is Where.DEVICE for _, where in places)
-    base = op._schema.name.partition("::")[2]
+    base, _, random = _traits(op)
     found: list[Hazard | None] = []
     if on_device:
         found.append(_sync(base, args, api) if base != "_grouped_mm" else _grouped_mm(args))
         found.append(_dynamic(op, base, args, kwargs, places, api))
         found.extend(_mixed(op, base, places, api))
-    if _RANDOM in op.tags:
+    if random:
         found.append(_random(op, base, args, kwargs, on_device or (not places and makes is Where.DEVICE)))
     return [hazard for hazard in found if hazard is not None]
+
+
+@lru_cache(maxsize=8192)
+def _traits(op: torch._ops.OpOverload) -> tuple[str, bool, bool]:
+    """Its name without namespace and overload; whether the shape of its result depends on data; whether it draws."""
+    return op._schema.name.partition("::")[2], _DYNAMIC in op.tags, _RANDOM in op.tags
 
 
 def _sync(base: str, args: Sequence[Any], api: str) -> Hazard | None:
@@ -192,7 +199,7 @@ def _dynamic(
         return _shape_hazard(base, f"{short(api)} selects by a mask of {list(masks[0].shape)}", args) if masks else None
     if base == "repeat_interleave" and _argument(op, args, kwargs, "output_size") is not None:
         return None
-    if _DYNAMIC in op.tags:
+    if _traits(op)[1]:
         return _shape_hazard(base, f"the size of what {short(api) or base} returns depends on values", args)
     return None
 

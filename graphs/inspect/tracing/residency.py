@@ -42,7 +42,10 @@ class Residency:
         """Where it lies; what nobody made before our eyes was given to the step, and is on the device."""
         if tensor.device.type not in ("cpu", "meta"):
             return Where.DEVICE
-        key = storage_key(tensor)
+        return self.of_key(storage_key(tensor))
+
+    def of_key(self, key: int | None) -> Where:
+        """The same for a tensor on the CPU, by its storage."""
         known = self._marks.get(key) if key is not None else None
         return known[1] if known is not None else Where.DEVICE
 

@@ -27,7 +27,7 @@ from ostinato.graphs.inspect.tracing.trace import Recording
 def watched(recording: Recording) -> Iterator[None]:
     """Note what this thread's user code calls within."""
     with contextlib.ExitStack() as stack:
-        for owner, name, make in (*_WATCHED, *(() if recording.is_real else _CUDA)):
+        for owner, name, make in (*_WATCHED, *(_REAL_CUDA if recording.is_real else _CUDA)):
             if hasattr(owner, name):
                 stack.enter_context(_replaced(owner, name, make(recording, getattr(owner, name))))
         _watch_triton(recording, stack)
@@ -247,6 +247,15 @@ _CUDA: tuple[tuple[Any, str, Make], ...] = (
     (torch, "Generator", _generator),
 )
 """Names of torch.cuda that a step may call, where there is no device."""
+
+_REAL_CUDA: tuple[tuple[Any, str, Make], ...] = (
+    (torch.cuda, "synchronize", _noted(_sync("torch.cuda.synchronize"), "torch.cuda.synchronize")),
+    (torch.cuda, "empty_cache", _noted(_sync("torch.cuda.empty_cache", "frees memory"), "torch.cuda.empty_cache")),
+    (torch.cuda.Stream, "synchronize", _noted(_sync("Stream.synchronize"), "torch.cuda.Stream.synchronize")),
+    (torch.cuda.Event, "synchronize", _noted(_sync("Event.synchronize"), "torch.cuda.Event.synchronize")),
+    (torch.cuda.Event, "elapsed_time", _noted(_sync("Event.elapsed_time"), "torch.cuda.Event.elapsed_time")),
+)
+"""The same on a device: done, and noted."""
 
 
 def _watch_triton(recording: Recording, stack: contextlib.ExitStack) -> None:

@@ -11,6 +11,7 @@ import contextlib
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -38,6 +39,12 @@ class TensorRef(NamedTuple):
         return f"{str(self.dtype).removeprefix('torch.')}{list(self.shape)}"
 
 
+@lru_cache(maxsize=8192)
+def name_of(op: torch._ops.OpOverload) -> str:
+    """As in ``aten.mm.default``; making it takes longer than many an operator."""
+    return str(op)
+
+
 class Call(NamedTuple):
     """One ATen call."""
 
@@ -61,7 +68,7 @@ class Call(NamedTuple):
     @property
     def name(self) -> str:
         """As in ``aten.mm.default``."""
-        return str(self.op)
+        return name_of(self.op)
 
     @property
     def place(self) -> Place | None:
@@ -186,17 +193,22 @@ class Recording:
 
     def ref(self, tensor: Tensor, made_by: int | None = None) -> TensorRef:
         """``tensor`` as data; a storage that is new to the run gets a number."""
+        return self.see(tensor, made_by)[0]
+
+    def see(self, tensor: Tensor, made_by: int | None = None) -> tuple[TensorRef, Where]:
+        """``tensor`` as data, and where it lies."""
         key = storage_key(tensor)
+        on_cpu = tensor.device.type == "cpu" and not self.is_real
+        where = self.residency.of_key(key) if on_cpu else self.where(tensor)
         if key is None:
-            return TensorRef(-1, tuple(tensor.shape), (), 0, tensor.dtype, self.where(tensor) is Where.DEVICE)
+            return TensorRef(-1, tuple(tensor.shape), (), 0, tensor.dtype, where is Where.DEVICE), where
         number = self._numbers.get(key)
         if number is None:
             number = self._numbers[key] = len(self.trace.storages)
             storage = tensor.untyped_storage()
             self.trace.storages.append(StorageSeen(key, StorageWeakRef(storage), storage.nbytes(), made_by))
-        on_device = self.where(tensor) is Where.DEVICE
-        strides, offset = tuple(tensor.stride()), int(tensor.storage_offset())
-        return TensorRef(number, tuple(tensor.shape), strides, offset, tensor.dtype, on_device)
+        strides, offset = tensor.stride(), int(tensor.storage_offset())
+        return TensorRef(number, tuple(tensor.shape), strides, offset, tensor.dtype, where is Where.DEVICE), where
 
     def stack(self) -> tuple[Place, ...]:
         """The user's lines that lead here, innermost first, without those that started the recording."""

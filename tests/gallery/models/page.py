@@ -3,14 +3,14 @@
     python tests/gallery/models/page.py
 
 In the page, a part begins with ``<!-- tool: WHAT -->`` and ends with ``<!-- end -->``. WHAT is ``versions``,
-``table MODEL…`` (``variations MODEL…`` without what `breaks` says), or a command and a model, as in ``lint qwen3_window``. The rest of the page is written by hand.
+``table MODEL…``, ``variations MODEL…`` (the same without ``breaks``), or a command and a model, as in
+``lint qwen3_window``. The rest of the page is written by hand.
 """
 
 from __future__ import annotations
 
 import functools
 import re
-import sys
 from collections import Counter
 from pathlib import Path
 
@@ -24,7 +24,7 @@ FOLDER = Path(__file__).parent
 PAGE = FOLDER.parents[2] / "docs" / "real-models.md"
 PART = re.compile(r"(?<=<!-- tool: )(?P<what>[\w ]+)(?P<between> -->\n)(?P<text>.*?)(?=<!-- end -->)", re.S)
 MODELS = ("llama", "qwen3", "gpt2", "mixtral")
-OPTIONS = {"lint": "--batch-sizes 1,4", "breaks": "--batch-sizes 2", "emulate": "--batch-size 4 --steps 4"}
+OPTIONS = {"lint": "--batch-sizes 4", "breaks": "--batch-sizes 2", "emulate": "--batch-size 4 --steps 4"}
 
 
 @functools.cache
@@ -33,7 +33,7 @@ def look(command: str, model: str) -> Report:
     torch.compiler.reset()
     target = inspect.load_target(f"{FOLDER / model}.py:step")
     if command == "lint":
-        return inspect.lint(target.function, target.make_inputs, batch_sizes=(1, 4))
+        return inspect.lint(target.function, target.make_inputs, batch_sizes=(4,))
     if command == "breaks":
         return inspect.breaks(target.function, target.make_inputs, batch_sizes=(2,))
     return inspect.emulate(target.function, target.make_inputs, batch_size=4, steps=4, poison_padding=model in MODELS)
@@ -110,5 +110,4 @@ def written() -> str:
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(FOLDER))
     PAGE.write_text(written())
