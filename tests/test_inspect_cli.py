@@ -216,10 +216,10 @@ def test_dry_run_leaves_nothing_in_what_is_captured(folder: Path) -> None:
     step = (
         "made = {}\ndef step(x):\n    made.setdefault('at', x.device)\n    return x + torch.ones(4, device=made['at'])"
     )
-    (folder / "steps").mkdir()
-    (folder / "steps" / "lazy.py").write_text(INPUTS + step)  # a package: imported once in a process
+    (folder / "lazy_steps").mkdir()
+    (folder / "lazy_steps" / "lazy.py").write_text(INPUTS + step)  # a package: imported once in a process
     (folder / "inspect.py").write_text("raise RuntimeError('a neighbour hides a module of Python')")
-    code, _, err = graph("capture", "steps.lazy:step", "--batch-sizes", "2", "-o", "lazy.ograph")
+    code, _, err = graph("capture", "lazy_steps.lazy:step", "--batch-sizes", "2", "-o", "lazy.ograph")
     assert (code, err) == (0, "")
     assert data("show", "lazy.ograph")["batch_size"] == 2
 
