@@ -211,17 +211,15 @@ def test_capture_without_lint_has_no_findings() -> None:
     assert data("capture", "faulty.py:step", "--batch-sizes", "2", "--no-lint")["findings"] == []
 
 
-def test_dry_run_leaves_nothing_in_what_is_captured(folder: Path) -> None:
-    """A cache made in the first run keeps its device: the pretended one must not be there at the capture."""
-    step = (
-        "made = {}\ndef step(x):\n    made.setdefault('at', x.device)\n    return x + torch.ones(4, device=made['at'])"
-    )
-    (folder / "lazy_steps").mkdir()
-    (folder / "lazy_steps" / "lazy.py").write_text(INPUTS + step)  # a package: imported once in a process
+def test_capture_and_its_dry_run_are_different_processes(folder: Path) -> None:
+    """What a library keeps of a pretended device must not be there at the capture."""
+    note = "import os\nwith open('processes', 'a') as file:\n    print(os.getpid(), file=file)\n"
+    (folder / "noted.py").write_text(note + INPUTS + STEPS["clean"])
     (folder / "inspect.py").write_text("raise RuntimeError('a neighbour hides a module of Python')")
-    code, _, err = graph("capture", "lazy_steps.lazy:step", "--batch-sizes", "2", "-o", "lazy.ograph")
+    code, _, err = graph("capture", "noted.py:step", "--batch-sizes", "2", "-o", "noted.ograph")
     assert (code, err) == (0, "")
-    assert data("show", "lazy.ograph")["batch_size"] == 2
+    of_lint, of_capture = (folder / "processes").read_text().split()
+    assert of_lint != of_capture == str(os.getpid())
 
 
 # --------------------------------------------------------------------------------------------------------- saved files

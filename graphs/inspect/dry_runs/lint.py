@@ -21,6 +21,7 @@ from ostinato.graphs.inspect.replays.slot_writes import out_of_slot_writes
 from ostinato.graphs.inspect.replays.step_run import own_random_numbers
 from ostinato.graphs.inspect.report import Finding, Report, in_order
 from ostinato.graphs.inspect.target import MakeInputs, Step, Target, TargetError, as_target
+from ostinato.graphs.inspect.tracing.binding import another_form
 from ostinato.graphs.inspect.tracing.python_state import PythonState
 from ostinato.graphs.inspect.tracing.reachable import reachable
 from ostinato.graphs.inspect.tracing.trace import Trace, not_seen_through
@@ -153,9 +154,7 @@ def _unsettled(run: DryRuns) -> Iterator[Finding]:
 
 def _frozen(run: DryRuns) -> Iterator[Finding]:
     inputs = ", ".join(f"{c.name} {c.before} -> {c.after}" for c in run.values[:4])
-    for change in run.shapes:
-        message = f"input {change.name} is {change.before} and {change.after} for one batch size; a graph has one shape"
-        yield Finding.of("frozen-value", "error", None, message, fix="pad it to a fixed shape")
+    yield from map(another_form, run.shapes)
     for other in run.others:
         for difference in differences(run.capture, other):
             message = f"{difference.op} keeps a Python value of the capture"

@@ -111,7 +111,7 @@ def _how_often(events: list[Recompile], walk: Walk) -> tuple[Severity, str]:
     calls = [walk.calls[index] for index in sorted({each.call for each in events}) if index < len(walk.calls)]
     at_steps = [call for call in calls if not call.new_size]
     if len(at_steps) > 1:
-        return "error", f"at every step ({len(at_steps)} times without a new batch size)"
+        return "error", f"{len(at_steps)} times without a new batch size"
     if at_steps:
         return "warning", "when a value changes between two steps"
     sizes = ", ".join(str(call.batch_size) for call in calls)

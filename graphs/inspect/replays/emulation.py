@@ -32,6 +32,7 @@ from ostinato.graphs.inspect.replays.slot_writes import out_of_slot_writes
 from ostinato.graphs.inspect.replays.step_run import StepRunner, own_random_numbers
 from ostinato.graphs.inspect.report import SEVERITIES, Finding, Report, in_order
 from ostinato.graphs.inspect.target import MakeInputs, Step, Target, TargetError, as_target
+from ostinato.graphs.inspect.tracing.binding import another_form
 from ostinato.graphs.inspect.tracing.residency import storage_key
 from ostinato.graphs.inspect.tracing.trace import not_seen_through
 
@@ -137,11 +138,7 @@ class _Emulation:
         self.findings += unsettled(self.rehearsal)
         for variant in range(steps):
             bound = self.rehearsal.bind(variant)
-            for change in bound.shapes:
-                message = (
-                    f"input {change.name} is {change.before} at capture and {change.after} later; a graph has one form"
-                )
-                self.findings.append(Finding.of("frozen-value", "error", None, message, fix="pad it to a fixed shape"))
+            self.findings += map(another_form, bound.shapes)
             self._steps += 1
             if not bound.shapes:
                 self._compare(variant, bound.args)

@@ -36,7 +36,7 @@ from ostinato.graphs.inspect.replays.step_run import (
 from ostinato.graphs.inspect.report import Finding, Report, in_order
 from ostinato.graphs.inspect.source import is_users
 from ostinato.graphs.inspect.target import MakeInputs, Step, Target, TargetError, as_target
-from ostinato.graphs.inspect.tracing.binding import Binding
+from ostinato.graphs.inspect.tracing.binding import Binding, Change, another_form
 from ostinato.graphs.inspect.tracing.python_state import PythonState
 from ostinato.graphs.inspect.tracing.residency import storage_key
 from ostinato.graphs.inspect.tracing.trace import not_seen_through
@@ -99,10 +99,7 @@ class _Verification:
         with torch.inference_mode():
             args, shapes, _ = self._binding.load(self._runner.inputs(variant))
         if shapes:
-            change = shapes[0]
-            raise _Misfit(
-                f"input {change.name} is {change.before} at capture and {change.after} later; a graph has one form"
-            )
+            raise _Misfit(shapes[0])
         return args
 
     def _eager(self, variant: int, side: SideBuffers) -> Run:
@@ -137,9 +134,7 @@ class _Verification:
             try:
                 self._compare(variant, graph, result, side)
             except _Misfit as misfit:
-                self.findings.append(
-                    Finding.of("frozen-value", "error", None, str(misfit), fix="pad it to a fixed shape")
-                )
+                self.findings.append(another_form(misfit.change))
             except CaptureError as error:
                 self.findings.append(self._failed(error))
         graph.reset()
@@ -249,6 +244,10 @@ class _Verification:
 
 class _Misfit(Exception):
     """Inputs of another form than those of the capture."""
+
+    def __init__(self, change: Change) -> None:
+        super().__init__(change)
+        self.change = change
 
 
 def _values(run: Run) -> dict[str, Tensor]:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ostinato.graphs.inspect.report import Finding
 from ostinato.graphs.inspect.tracing.reachable import PLAIN, Reachable
 
 
@@ -21,6 +22,13 @@ class Change(NamedTuple):
     name: str
     before: str
     after: str
+
+
+def another_form(change: Change) -> Finding:
+    """An input tensor whose shape or dtype is another one for the same batch size."""
+    message = f"input {change.name} has another shape or dtype for the same batch size; a graph has one form"
+    evidence = f"{change.before} at capture, {change.after} later"
+    return Finding.of("frozen-value", "error", None, message, None, evidence, "pad it to a fixed shape")
 
 
 class Binding:
