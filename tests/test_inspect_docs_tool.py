@@ -23,7 +23,7 @@ from typer.testing import CliRunner
 
 from ostinato.cli import app
 from ostinato.graphs.inspect.capturing.ograph import Buffer, LineBytes, Memory, Node, OGraph, Op, Parameter, SizeGraph
-from ostinato.graphs.inspect.cli import _ORDER
+from ostinato.graphs.inspect.cli import ORDER
 from ostinato.graphs.inspect.report import Finding, Report
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "graph-tool.md"
@@ -114,7 +114,7 @@ def test_command_prints_what_the_page_shows(number: int, outputs: list[str]) -> 
 
 def test_every_command_has_an_example() -> None:
     run_there = {command.split()[2] for command, _ in COMMANDS if command.startswith("ostinato graph ")}
-    assert run_there == set(_ORDER)
+    assert run_there == set(ORDER)
 
 
 def test_every_field_is_documented() -> None:

@@ -372,7 +372,7 @@ def test_a_capture_attributes_every_node_and_names_its_buffers(device: Device) -
     assert notes == [] and list(graphs) == [1, 2] and graph.level == "kernel"
     assert [node.op is not None and graph.ops[node.op].op for node in graph.nodes] == [n.name for n in graph.nodes]
     product = graph.nodes[0]
-    assert [p.buffer for p in product.parameters] == ["bias", "x", "weight", "addmm_1"]
+    assert [p.buffer for p in product.parameters] == ["LINEAR.bias", "x", "LINEAR.weight", "addmm_1"]
     assert [op.nodes for op in graph.ops] == [(0, 0), (0, 1), (1, 1), (2, 0)]
     assert [op.seconds for op in graph.ops] == [None, 1e-6, 1e-6, None]
     assert (graph.replay_seconds, graph.eager_seconds) == (2e-3, 2e-3)

@@ -93,11 +93,11 @@ def costs_name(op: Op) -> str:
 def test_each_op_has_its_line_module_and_the_function_that_was_called(ograph: OGraph) -> None:
     products = ops_named(ograph.at(4), "mm")
     assert [op.module for op in products] == [
-        "layers.0.up",
-        "layers.0.down",
-        "layers.1.up",
-        "layers.1.down",
-        "head",
+        "MODEL.layers.0.up",
+        "MODEL.layers.0.down",
+        "MODEL.layers.1.up",
+        "MODEL.layers.1.down",
+        "MODEL.head",
     ]
     assert {op.line for op in products[:4]} == {line_of("self.down(self.up(")}
     assert {op.function for op in products[:4]} == {"Layer.forward"}
@@ -115,13 +115,13 @@ def test_bytes_and_operations_come_from_shapes(ograph: OGraph) -> None:
 def test_buffers_are_named_by_argument_and_module(ograph: OGraph) -> None:
     graph = ograph.at(4)
     up = ops_named(graph, "mm")[0]
-    assert up.inputs == (up.inputs[0], "layers.0.up.weight")
-    kinds = {name: graph.buffers[name].kind for name in ("ids", "caches[1]", "position", "embed.weight")}
-    assert kinds == {"ids": "input", "caches[1]": "input", "position": "input", "embed.weight": "weight"}
+    assert up.inputs == (up.inputs[0], "MODEL.layers.0.up.weight")
+    kinds = {name: graph.buffers[name].kind for name in ("ids", "caches[1]", "position", "MODEL.embed.weight")}
+    assert kinds == {"ids": "input", "caches[1]": "input", "position": "input", "MODEL.embed.weight": "weight"}
     outputs = [name for name, buffer in graph.buffers.items() if buffer.kind == "output"]
     assert outputs == list(ops_named(graph, "argmax")[0].outputs)
     assert graph.buffers[up.inputs[0]].kind == "pool"
-    assert graph.buffers["layers.0.up.weight"].shape == (64, 16)
+    assert graph.buffers["MODEL.layers.0.up.weight"].shape == (64, 16)
 
 
 def test_ops_are_timed_and_held_against_the_bandwidth(ograph: OGraph) -> None:
@@ -311,7 +311,7 @@ def test_every_node_gets_an_op_also_those_launched_beside_operators() -> None:
     found = owners(nodes, run.created, watch.out_of_order)
     names = ["aten.t.default", "aten.add.Tensor", DIRECT_LAUNCH, DIRECT_LAUNCH, "aten.mul.Tensor", DIRECT_LAUNCH]
     assert [op.op for op in run.ops] == names
-    assert [op.module for op in run.ops] == ["", "", "0", "", "", ""]
+    assert [op.module for op in run.ops] == ["", "", "direct.0", "", "", ""]
     assert found.op_of == (1, 2, 3, 4, 5)
     assert found.nodes_of == ((0, 0), (0, 1), (1, 1), (2, 1), (3, 1), (4, 1))
     assert found.notes == ()
@@ -429,7 +429,7 @@ def test_tables_fit_a_hundred_columns(ograph: OGraph, by: Any) -> None:
 def test_modules_that_differ_in_a_number_are_added_up(ograph: OGraph) -> None:
     rows = [line.split() for line in show(ograph, 4, "module").splitlines()]
     counts = {row[0]: row[1] for row in rows if len(row) > 3}
-    assert (counts["layers.*.up"], counts["head"]) == ("2", "1")
+    assert (counts["MODEL.layers.*.up"], counts["MODEL.head"]) == ("2", "1")
 
 
 def test_a_size_or_view_that_is_not_there_is_refused(ograph: OGraph) -> None:

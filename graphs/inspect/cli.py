@@ -16,6 +16,7 @@ import typer
 from typer.core import TyperGroup
 
 from ostinato.graphs.inspect import cli_files, cli_targets
+from ostinato.graphs.inspect.cli_capture import capture
 from ostinato.graphs.inspect.cli_targets import Program
 from ostinato.layers.errors import ConfigError, OstinatoError
 
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 INTERRUPTED = 130
 _HERE = (sys.executable, "-P", "-m", "ostinato.graphs.inspect")
-_ORDER = (
+ORDER = (
     *("lint", "breaks", "emulate", "verify", "capture", "show", "diff"),
     *("memory", "timeline", "startup", "sizes", "report", "check"),
 )
@@ -60,8 +61,8 @@ def graph_commands(resolve: Callable[[str], Target] | None = None, command: tupl
         epilog="Exit codes: 0 clean, 1 findings of severity error or a broken gate, 2 the tool could not run "
         "(--debug shows where).",
     )
-    known = {function.__name__: function for function in (*cli_targets.COMMANDS, *cli_files.COMMANDS)}
-    for name in _ORDER:
+    known = {function.__name__: function for function in (*cli_targets.COMMANDS, capture, *cli_files.COMMANDS)}
+    for name in ORDER:
         group.command(name)(known[name])
     return group
 

@@ -22,6 +22,7 @@ from ostinato.graphs.inspect.capturing.buffer_names import Names, names_of
 from ostinato.graphs.inspect.capturing.live_memory import LiveMemory
 from ostinato.graphs.inspect.capturing.ograph import Buffer, Op
 from ostinato.graphs.inspect.source import Place, users_stack
+from ostinato.graphs.inspect.tracing.reachable import Reachable
 
 DIRECT_LAUNCH = "launched outside of torch's operators"
 
@@ -166,9 +167,7 @@ class _Recorder(OpMode):
 
     def finished(self, result: Any) -> StepRun:
         """After the run."""
-        returned = Names()
-        returned.add("output", result, "state")
-        outputs = tuple(tensor for tensor, _ in returned.tensors.values())
+        outputs = tuple(Reachable.of([result], ["output"]).tensors.values())
         for tensor in outputs:
             name = self._names.get(tensor.untyped_storage()._cdata)
             if name is not None and self._buffers[name].kind == "pool":

@@ -49,17 +49,6 @@ def breaks_target(target: Target, *, batch_sizes: Sequence[int] = _BATCH_SIZES, 
     return Report(target.name, environment(), in_order(findings), metrics, _not_checked(target, walked, found))
 
 
-def assert_no_recompile(
-    fn: Step, make_inputs: MakeInputs, *, batch_sizes: Sequence[int] = _BATCH_SIZES, variants: int = _VARIANTS
-) -> None:
-    """``AssertionError`` listing what is compiled again: at every step, or for more than the first new batch size."""
-    report = breaks(fn, make_inputs, batch_sizes=batch_sizes, variants=variants)
-    found = [each for each in report.findings if each.code == "recompile" and each.severity != "info"]
-    if found:
-        lines = (f"{each.file}:{each.line}: {each.message}\n    {each.evidence}\n    fix: {each.fix}" for each in found)
-        raise AssertionError(f"{report.target} is compiled again:\n" + "\n".join(lines))
-
-
 def _breaks(walked: Walk) -> list[tuple[Record, BreakText]]:
     """What was said about breaks; where a function was dropped without such a record, the error that did it."""
     said = walked.log.named("dynamo_graph_break_reason")
