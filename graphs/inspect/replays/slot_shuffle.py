@@ -19,12 +19,21 @@ Caches = Mapping[str, tuple[Tensor, Layout]]
 
 def shuffled_slots(rehearsal: Rehearsal) -> tuple[list[Finding], list[str]]:
     """Findings if a replay, or the step itself, depends on where blocks lie. Block 0 stays in its place."""
-    args = rehearsal.bind(0).args
     found = rehearsal.capture.reach
     roles = roles_of(found.tensors, found.values)
-    caches = caches_among(rehearsal.capture.written, roles) if roles.known else {}
-    if not caches:
+    readings = [caches_among(rehearsal.capture.written, roles, flat) for flat in (True, False)] if roles.known else [{}]
+    if not any(readings):
         return [], ["the order of blocks: no paged cache was found (slot_mapping, block_tables, context_lens)"]
+    findings: list[Finding] = []
+    for caches in readings:  # a cache that may be laid out in two ways has to fail in both
+        findings = _shuffled(rehearsal, roles, caches) if caches else findings
+        if not findings:
+            break
+    return findings, []
+
+
+def _shuffled(rehearsal: Rehearsal, roles: Roles, caches: Caches) -> list[Finding]:
+    args = rehearsal.bind(0).args
     layout = next(iter(caches.values()))[1]
     places = [t for t in (roles.slots, roles.table) if t is not None]
     saved = Saved([*(tensor for tensor, _ in caches.values()), *places, *rehearsal.capture.written.values()])
@@ -41,7 +50,7 @@ def shuffled_slots(rehearsal: Rehearsal) -> tuple[list[Finding], list[str]]:
     eager.undo_all()
     with torch.inference_mode():
         saved.restore()
-    return _judged(rehearsal, compare.apart(plain, replayed), run), []
+    return _judged(rehearsal, compare.apart(plain, replayed), run)
 
 
 def _judged(rehearsal: Rehearsal, replayed: dict[str, float], eager: dict[str, float]) -> list[Finding]:
