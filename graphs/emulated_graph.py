@@ -40,6 +40,8 @@ class RecordedCall:
 
 
 class _Recorder(TorchDispatchMode):
+    supports_higher_order_operators = True
+
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.calls: list[RecordedCall | EagerCall] = []
@@ -49,7 +51,8 @@ class _Recorder(TorchDispatchMode):
         with not_capturing():  # an operator that is an eager break inside is called again as a whole
             result = func(*args, **kwargs)
         outputs = _tensors(result)
-        if not (func.is_view and _is_view_of(outputs, _tensors((args, kwargs)))):  # of a view nothing is computed again
+        is_view = getattr(func, "is_view", False)  # an operator of higher order does not say
+        if not (is_view and _is_view_of(outputs, _tensors((args, kwargs)))):  # of a view nothing is computed again
             self.calls.append(RecordedCall(func, args, kwargs, outputs))
         return result
 
@@ -150,4 +153,4 @@ class EmulatedGraph:
     def opaque(self) -> tuple[str, ...]:
         """Names of recorded operators whose inside was not recorded."""
         recorded = [call.op for call in self.calls if isinstance(call, RecordedCall)]
-        return tuple(sorted({str(op) for op in recorded if op.namespace not in ("aten", "prims")}))
+        return tuple(sorted({str(op) for op in recorded if getattr(op, "namespace", "") not in ("aten", "prims")}))

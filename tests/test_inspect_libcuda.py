@@ -18,8 +18,8 @@ from ostinato.graphs.inspect.capturing.captured import CapturedGraph, KnownBuffe
 from ostinato.graphs.inspect.capturing.kernel_times import DeviceEvent, match
 from ostinato.graphs.inspect.capturing.libcuda import Argument, Driver, Kernel
 from ostinato.graphs.inspect.capturing.ograph import Node
-from ostinato.graphs.inspect.capturing.op_record import OpMode
 from ostinato.graphs.inspect.target import as_target
+from ostinato.graphs.inspect.tracing.listening_mode import ListeningMode
 from ostinato.layers.errors import CaptureError, ConfigError
 
 
@@ -255,7 +255,7 @@ def test_events_of_other_nodes_are_not_matched(events: list[DeviceEvent]) -> Non
 # addresses of its tensors. What is real here is the order of things, not one number.
 
 
-class Device(OpMode):
+class Device(ListeningMode):
     """Driver, stream and graph at once."""
 
     def __init__(self) -> None:

@@ -7,6 +7,8 @@ import logging
 import subprocess
 import sys
 import textwrap
+import threading
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
@@ -73,6 +75,11 @@ REFUSED = {
     "new_tensor": (lambda: X.new_tensor([1.0, 2.0]), "host-to-device"),
     "made on the CPU": (lambda: X + torch.zeros(3), "cpu-tensor"),
     "cat with the CPU": (lambda: torch.cat([X, torch.zeros(1, 3)]), "cpu-tensor"),
+    "to a type of the CPU": (lambda: X.type("torch.LongTensor"), "device-sync"),
+    "to a type of the device": (lambda: torch.ones(2).type("torch.cuda.FloatTensor"), "host-to-device"),
+    "to the type of another": (lambda: torch.ones(3).type_as(X), "host-to-device"),
+    "eigh": (lambda: torch.linalg.eigh(X[:3] + X[:3].T), "device-sync"),
+    "cond": (lambda: torch.cond(LENS.sum() > 3, lambda x: x + 1, lambda x: x * 2, (X,)), "device-sync"),
     "drawn on the host": (lambda: torch.rand(3), "rng"),
     "own generator": (lambda: torch.randn(3, generator=torch.Generator("cuda"), device=X.device), "rng"),
 }
@@ -117,6 +124,22 @@ def test_a_call_that_a_capture_refuses_is_named_by_its_code(name: str) -> None:
 @pytest.mark.parametrize("name", ALLOWED)
 def test_a_call_that_a_capture_takes_is_not_named(name: str) -> None:
     assert codes_of(ALLOWED[name]) == []
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_inference_mode_hides_nothing(name: str) -> None:
+    call, code = REFUSED[name]
+    assert (code, "error") in codes_of(torch.inference_mode()(call))
+
+
+@pytest.mark.parametrize("name", ALLOWED)
+def test_inference_mode_adds_nothing(name: str) -> None:
+    assert codes_of(torch.inference_mode()(ALLOWED[name])) == []
+
+
+def test_a_dropout_that_is_off_is_clean_in_inference_mode() -> None:
+    layer = nn.Sequential(nn.Linear(3, 3), nn.Dropout(0.1)).eval()
+    assert codes_of(lambda: torch.inference_mode()(layer)(X)) == []
 
 
 def test_a_constant_of_no_dimension_on_the_host_is_only_mentioned() -> None:
@@ -330,3 +353,67 @@ def test_the_tool_imports_no_engine(tmp_path: Path) -> None:
     )
     run = subprocess.run([sys.executable, tmp_path / "user.py"], capture_output=True, text=True, check=False)
     assert (run.returncode, run.stdout.strip()) == (0, "[]"), run.stderr
+
+
+def test_inputs_drawn_without_a_seed_are_the_same_for_each_run_of_a_variant() -> None:
+    def step(x: Tensor) -> Tensor:
+        return x * 2 if x.sum() > 0 else x
+
+    report = lint(step, lambda n, variant=0: (torch.randn(n, 16),), batch_sizes=(2, 4))
+    assert "warmup-dependent" not in {finding.code for finding in report.findings}
+
+
+class Counts:
+    """Keeps a number in the class."""
+
+    steps = 0
+
+
+def test_state_of_classes_functions_and_full_queues_is_seen_and_put_back() -> None:
+    recent: deque[int] = deque([7, 7], maxlen=2)
+
+    def step(x: Tensor) -> Tensor:
+        Counts.steps += 1
+        vars(step)["calls"] = vars(step).get("calls", 0) + 1
+        recent.append(Counts.steps)
+        return x
+
+    report = lint(step, lambda n, variant=0: (torch.ones(n),), batch_sizes=(2,))
+    first = step.__code__.co_firstlineno
+    assert {1, 2, 3} <= {(f.line or 0) - first for f in report.findings if f.code == "python-side-effect"}
+    assert Counts.steps == 0 and not vars(step) and list(recent) == [7, 7]
+
+
+def test_a_batch_size_that_fails_is_listed_and_the_others_are_looked_at() -> None:
+    def step(x: Tensor) -> float:
+        return x[1].item()
+
+    report = lint(step, lambda n, variant=0: (torch.ones(n),), batch_sizes=(1, 2))
+    assert [f.code for f in report.errors] == ["device-sync"]
+    assert any("step(batch_size=1) raised IndexError" in line for line in report.not_checked)
+
+
+def test_a_step_that_waits_for_a_lock_is_stopped() -> None:
+    lock = threading.Lock()
+    lock.acquire()
+
+    def step(x: Tensor) -> Tensor:
+        with lock:
+            return x
+
+    with pytest.raises(TargetError, match="ran for more than 1 s"):
+        lint(step, lambda n, variant=0: (torch.ones(n),), batch_sizes=(2,), time_limit=1)
+
+
+def test_a_branch_inside_of_a_called_function_is_named_there() -> None:
+    def branch(x: Tensor, length: int) -> Tensor:
+        if length > 3:
+            x = x * 2
+        return x
+
+    def step(x: Tensor, length: int) -> Tensor:
+        x = branch(x, length)
+        return x + 1
+
+    report = lint(step, lambda n, variant=0: (torch.ones(n), 3 + variant), batch_sizes=(2,))
+    assert [f.line for f in report.errors] == [branch.__code__.co_firstlineno + 1]

@@ -20,11 +20,12 @@ from ostinato.graphs.inspect.capturing.capture import capture
 from ostinato.graphs.inspect.capturing.diff_text import diff_text
 from ostinato.graphs.inspect.capturing.graph_diff import graph_diff, load_size
 from ostinato.graphs.inspect.capturing.ograph import Node, OGraph, Op, Parameter, SizeGraph
-from ostinato.graphs.inspect.capturing.op_record import DIRECT_LAUNCH, OpMode, record_step
+from ostinato.graphs.inspect.capturing.op_record import DIRECT_LAUNCH, record_step
 from ostinato.graphs.inspect.capturing.op_times import HostClock, StateKeeper, median_seconds
 from ostinato.graphs.inspect.capturing.pool_memory import memory_text
 from ostinato.graphs.inspect.capturing.show import show
 from ostinato.graphs.inspect.target import TargetError
+from ostinato.graphs.inspect.tracing.listening_mode import ListeningMode
 from ostinato.layers.errors import ConfigError
 
 WIDTH, SLOTS = 16, 8
@@ -236,7 +237,7 @@ def test_traffic_of(op: Any, args: tuple[Any, ...], read: int, written: int) -> 
 def test_attention_is_counted_on_a_cpu_too() -> None:
     q = torch.ones(2, 3, 5, 8)
 
-    class Seen(OpMode):
+    class Seen(ListeningMode):
         flops = 0
 
         def called(self, op: Any, args: Any, kwargs: Any) -> Any:
@@ -281,7 +282,7 @@ def test_bound_methods_and_modules_are_looked_into() -> None:
 def test_every_node_gets_an_op_also_those_launched_beside_operators() -> None:
     nodes: list[int] = []
 
-    class Launches(OpMode):
+    class Launches(ListeningMode):
         def called(self, op: Any, args: Any, kwargs: Any) -> Any:
             result = op(*args, **kwargs)
             if not op.is_view:

@@ -32,6 +32,10 @@ class TargetError(ConfigError):
     """The target cannot be found or run; says which part of it, and why."""
 
 
+class TargetTimeout(TargetError):
+    """It ran longer than the limit."""
+
+
 @dataclass(frozen=True)
 class Target:
     """A step and its inputs."""

@@ -1,20 +1,21 @@
 """A limit on how long a target may run: a step that never ends is reported, not waited for.
 
-A watching thread raises an exception in the thread that runs the step (no signal, so it works off the main thread
-too). A single call into C that never returns cannot be interrupted.
+A watching thread raises an exception in the thread that runs the step, which works off the main thread too. On the main
+thread a signal follows, for a step that waits for a lock. A call into C that never returns cannot be interrupted.
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import signal
 import sys
 import threading
 import time
 from collections.abc import Iterator
 
 from ostinato.graphs.inspect.source import is_users
-from ostinato.graphs.inspect.target import TargetError
+from ostinato.graphs.inspect.target import TargetTimeout
 
 _POLL = 0.005
 _PATIENCE = 2.0
@@ -27,16 +28,18 @@ _AGAIN = 1.0
 
 @contextlib.contextmanager
 def time_limit(seconds: float, what: str) -> Iterator[None]:
-    """Raise ``TargetError`` naming ``what`` if the block runs longer than ``seconds``. May be nested."""
+    """Raise ``TargetTimeout`` naming ``what`` if the block runs longer than ``seconds``. May be nested."""
     up: type[BaseException] = type("_TimeIsUp", (BaseException,), {})  # of its own: an outer limit is another
     watch = _Watch(threading.get_ident(), seconds, up)
     message = f"{what} ran for more than {seconds:g} s"
     try:
         watch.start()
         yield
-    except up:
+    except (up, KeyboardInterrupt) as stopped:
+        if isinstance(stopped, KeyboardInterrupt) and not watch.interrupted:
+            raise
         watch.raised = False
-        raise TargetError(f"{message}, at {watch.place or 'an unknown line'}; does it end?") from None
+        raise TargetTimeout(f"{message}, at {watch.place or 'an unknown line'}; does it end?") from None
     finally:
         watch.stop()
 
@@ -46,6 +49,8 @@ class _Watch(threading.Thread):
         super().__init__(name="ostinato-time-limit", daemon=True)
         self.place: str | None = None
         self.raised = False
+        self.interrupted = False
+        """Whether it was stopped as by Ctrl-C: a lock that is waited for hears nothing else."""
         self._watched, self._seconds, self._up = watched, seconds, up
         self._ended, self._raising = threading.Event(), threading.Lock()
 
@@ -58,7 +63,15 @@ class _Watch(threading.Thread):
                 if not self._ended.is_set():
                     self.raised = True
                     _raise_in(self._watched, self._up)
+                    self._interrupt_if_waiting(wait)
             wait = _AGAIN
+
+    def _interrupt_if_waiting(self, waited: float) -> None:
+        """At the second attempt, as far as the process takes Ctrl-C in Python's own way."""
+        main = threading.main_thread().ident == self._watched
+        if main and waited == _AGAIN and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            self.interrupted = True
+            signal.pthread_kill(self._watched, signal.SIGINT)
 
     def stop(self) -> None:
         """From here on nothing is raised; what was raised and has not arrived arrives here.

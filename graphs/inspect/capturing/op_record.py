@@ -14,7 +14,6 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.modules import module as module_hooks
 from torch.overrides import TorchFunctionMode, resolve_name
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from ostinato.graphs.inspect.capturing import costs
 from ostinato.graphs.inspect.capturing.attribution import NodeWatch
@@ -22,6 +21,7 @@ from ostinato.graphs.inspect.capturing.buffer_names import Names, names_of
 from ostinato.graphs.inspect.capturing.live_memory import LiveMemory
 from ostinato.graphs.inspect.capturing.ograph import Buffer, Op
 from ostinato.graphs.inspect.source import Place, users_stack
+from ostinato.graphs.inspect.tracing.listening_mode import ListeningMode
 from ostinato.graphs.inspect.tracing.reachable import Reachable
 
 DIRECT_LAUNCH = "launched outside of torch's operators"
@@ -55,26 +55,6 @@ def record_step(function: Callable[..., Any], args: tuple[Any, ...], watch: Node
         result = function(*args)
         recorder.flush()
     return recorder.finished(result)
-
-
-class OpMode(TorchDispatchMode):
-    """Sees the operators that do the work: composite ones are taken apart, as autograd would."""
-
-    @classmethod
-    def ignore_compile_internals(cls) -> bool:
-        """Compiled code stays compiled under this mode."""
-        return True
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Take ``func`` apart, or hand it to ``called``."""
-        kwargs = kwargs or {}
-        with self:
-            result = func.decompose(*args, **kwargs)
-        return self.called(func, args, kwargs) if result is NotImplemented else result
-
-    def called(self, op: Any, args: Any, kwargs: Any) -> Any:
-        """Call ``op``."""
-        raise NotImplementedError
 
 
 class _Api(TorchFunctionMode):
@@ -125,9 +105,9 @@ class _Modules:
             after.remove()
 
 
-class _Recorder(OpMode):
+class _Recorder(ListeningMode):
     def __init__(self, names: Names, watch: NodeWatch | None) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.api, self.modules, self._watch = _Api(), _Modules(names.modules), watch
         self._memory = LiveMemory(tensor for tensor, _ in names.tensors.values())
         self._names: dict[int, str] = {}

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from ostinato.graphs.inspect.capturing.op_record import OpMode
+from ostinato.graphs.inspect.tracing.listening_mode import ListeningMode
 
 RUNS = 5
 ENOUGH_SECONDS = 3.0
@@ -98,7 +98,7 @@ def op_seconds(step: Callable[[], object], ops: Sequence[str], state: StateKeepe
     return [median(times) for times in zip(*runs, strict=True)]
 
 
-class _Marks(OpMode):
+class _Marks(ListeningMode):
     def __init__(self, clock: Clock) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._clock = clock

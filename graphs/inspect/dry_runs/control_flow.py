@@ -23,10 +23,13 @@ def parting(taken: Stack, other: Stack, before: Stack) -> Place | None:
     mine, theirs, common = (list(reversed(stack)) for stack in (taken, other, before))
     depth = next((d for d, place in enumerate(mine) if d >= len(theirs) or theirs[d] != place), len(mine) - 1)
     depth = max(depth, _still_in_loop(mine, common))
-    place = mine[depth]
-    elsewhere = [_line_in(stack, depth, place) for stack in (theirs, common)]
-    line = deciding_line(place.file, place.line, *elsewhere)
-    return place._replace(line=line) if line is not None else place
+    for inner in range(depth, len(mine)):  # where nothing decides about the call, something inside of it does
+        place = mine[inner]
+        elsewhere = [_line_in(stack, inner, place) for stack in (theirs, common)]
+        line = deciding_line(place.file, place.line, *elsewhere)
+        if line is not None:
+            return place._replace(line=line)
+    return mine[depth]
 
 
 def _still_in_loop(mine: list[Place], before: list[Place]) -> int:

@@ -20,7 +20,7 @@ from ostinato.graphs.inspect.environment import environment
 from ostinato.graphs.inspect.replays.slot_writes import out_of_slot_writes
 from ostinato.graphs.inspect.replays.step_run import own_random_numbers
 from ostinato.graphs.inspect.report import Finding, Report, in_order
-from ostinato.graphs.inspect.target import MakeInputs, Step, Target, TargetError, as_target
+from ostinato.graphs.inspect.target import MakeInputs, Step, Target, TargetError, TargetTimeout, as_target
 from ostinato.graphs.inspect.tracing.binding import another_form
 from ostinato.graphs.inspect.tracing.python_state import PythonState
 from ostinato.graphs.inspect.tracing.reachable import reachable
@@ -28,6 +28,7 @@ from ostinato.graphs.inspect.tracing.trace import Trace, not_seen_through
 
 BATCH_SIZES = (1, 2, 4, 8)
 NEVER_CHECKED = (
+    "other threads: what a step starts there",
     "streams: a side stream that is not joined, or work on the default stream",
     "reuse of addresses inside a graph's memory pool",
 )
@@ -67,20 +68,19 @@ def lint_target(
 def _lint(target: Target, batch_sizes: Sequence[int], variants: int, time_limit: float) -> Report:
     not_checked = list(NEVER_CHECKED)
     device_type = "cuda"
-    try:
-        sizes = _looked_at(DryRunner(target, variants, time_limit, device_type), batch_sizes)
-    except TargetError as error:
-        device_type = "cpu"
-        try:
-            sizes = _looked_at(DryRunner(target, variants, time_limit, device_type), batch_sizes)
-        except TargetError:
+    sizes, failed = _looked_at(DryRunner(target, variants, time_limit, device_type), batch_sizes)
+    if not sizes:
+        error, device_type = failed[0], "cpu"
+        sizes, failed = _looked_at(DryRunner(target, variants, time_limit, device_type), batch_sizes)
+        if not sizes:
             raise error from error.__cause__
         not_checked.append(f"which tensors would be on the CPU: told that its inputs are on a GPU, {error}")
+    not_checked += [f"a batch size: {error}" for error in failed]
     if not target.has_variants:
         not_checked.append("frozen values: make_inputs takes no variant, so nothing differs between two runs")
     not_checked += dict.fromkeys(line for size in sizes for line in size.not_seen_through)
     findings = merged([(size.batch_size, size.findings) for size in sizes])
-    largest = max(batch_sizes)
+    largest = max(size.batch_size for size in sizes)
     out_of_slot, why = out_of_slot_writes(target, largest, time_limit=time_limit, device_type=device_type)
     findings += out_of_slot
     not_checked += why
@@ -96,13 +96,20 @@ class Looked(NamedTuple):
     not_seen_through: list[str]
 
 
-def _looked_at(runner: DryRunner, batch_sizes: Sequence[int]) -> list[Looked]:
-    looked = []
+def _looked_at(runner: DryRunner, batch_sizes: Sequence[int]) -> tuple[list[Looked], list[TargetError]]:
+    looked: list[Looked] = []
+    failed: list[TargetError] = []
     for size in batch_sizes:
-        run = runner.run(size)
+        try:
+            run = runner.run(size)
+        except TargetError as error:
+            failed.append(error)
+            if isinstance(error, TargetTimeout):
+                break  # not waited for at each size
+            continue
         unseen = not_seen_through((run.capture, *run.others))
         looked.append(Looked(size, list(_findings(run)), _numbers(run, run.capture), unseen))
-    return looked
+    return looked, failed
 
 
 def _findings(run: DryRuns) -> Iterator[Finding]:
@@ -155,8 +162,11 @@ def _unsettled(run: DryRuns) -> Iterator[Finding]:
 def _frozen(run: DryRuns) -> Iterator[Finding]:
     inputs = ", ".join(f"{c.name} {c.before} -> {c.after}" for c in run.values[:4])
     yield from map(another_form, run.shapes)
+    dynamic = {(f.file, f.line) for f in run.capture.findings if f.code == "data-dependent-shape"}
     for other in run.others:
         for difference in differences(run.capture, other):
+            if difference.another_path and difference.place and difference.place.at in dynamic:
+                continue  # another number of elements, not another branch
             message = f"{difference.op} keeps a Python value of the capture"
             if difference.another_path:
                 message = "a branch or loop in Python is decided by values: the graph has the path of the capture"

@@ -12,19 +12,20 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_leaves
 
 from ostinato.graphs.emulated_graph import EmulatedGraph, RecordedCall
+from ostinato.graphs.inspect.tracing.listening_mode import ListeningMode
 from ostinato.graphs.inspect.tracing.residency import storage_key
 
 
-class Keeper(TorchDispatchMode):
+class Keeper(ListeningMode):
     """Listens to one run."""
 
     def __init__(self, window: range = range(0), graph: EmulatedGraph | None = None) -> None:
         """``window``: the calls whose results are kept; ``graph``: the emulated graph that records the same run."""
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.before = Saved()
         self.results: dict[int, tuple[Tensor, ...]] = {}
         self.recorded: dict[int, int] = {}
@@ -33,13 +34,8 @@ class Keeper(TorchDispatchMode):
         self._window, self._graph = window, graph
         self._made: dict[int, StorageWeakRef] = {}
 
-    @classmethod
-    def ignore_compile_internals(cls) -> bool:
-        """A mode without this turns torch.compile off where a compiled function is first called."""
-        return True
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
+    def called(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Keep, call, keep."""
         index, self.count = self.count, self.count + 1
         given = written(func, args, kwargs)
         with torch._C.DisableTorchFunction(), _disable_current_modes():

@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from ostinato.graphs.inspect.replays.keeper import written
 from ostinato.graphs.inspect.source import users_stack
+from ostinato.graphs.inspect.tracing.listening_mode import ListeningMode
 
 _OWN = torch.ops.aten.detach.default
 """A call that torch makes of itself, now and then, for a tensor that it has just made."""
@@ -33,23 +33,18 @@ class Given(NamedTuple):
     random: bool = False
 
 
-class SideBuffers(TorchDispatchMode):
+class SideBuffers(ListeningMode):
     """Keeps what modules give, if ``window`` is None; else what the operations in it give."""
 
     def __init__(self, modules: Mapping[int, str], window: range | None = None) -> None:
         """``modules``: names by ``id``."""
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.given: list[Given] = []
         self.count = 0
         self._names, self._window = modules, window
         self._inside: list[str] = []
         self._copying = False
         self._hooks: list[Any] = []
-
-    @classmethod
-    def ignore_compile_internals(cls) -> bool:
-        """A mode without this turns torch.compile off where a compiled function is first called."""
-        return True
 
     def __enter__(self) -> SideBuffers:
         hooks = torch.nn.modules.module
@@ -65,8 +60,8 @@ class SideBuffers(TorchDispatchMode):
         for hook in self._hooks:
             hook.remove()
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
+    def called(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Call, and keep what it gives."""
         result = func(*args, **kwargs)
         if self._copying or func is _OWN:
             return result

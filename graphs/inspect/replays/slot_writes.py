@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils._python_dispatch import _disable_current_modes
 
 from ostinato.graphs.inspect.replays.keeper import Saved, written
 from ostinato.graphs.inspect.replays.slots import (
@@ -26,6 +26,7 @@ from ostinato.graphs.inspect.replays.slots import (
 from ostinato.graphs.inspect.replays.step_run import Run, StepRunner, own_random_numbers
 from ostinato.graphs.inspect.report import Finding
 from ostinato.graphs.inspect.target import Target
+from ostinato.graphs.inspect.tracing.listening_mode import ListeningMode
 from ostinato.graphs.inspect.tracing.residency import storage_key
 
 Caches = Mapping[str, tuple[Tensor, Layout]]
@@ -112,25 +113,25 @@ def _tokens_per_row(roles: Roles, run: Run) -> int:
     return max([1, *(size // rows for size in inputs if rows and size % rows == 0 and size <= 8 * rows)])
 
 
-class _Writes(TorchDispatchMode):
+class _Writes(ListeningMode):
     """After each operation that writes a cache: which slots changed."""
 
     def __init__(self, caches: Caches) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.seen: list[tuple[int, str, list[int]]] = []
         """Call index, name of the cache, slots."""
         self._caches = {storage_key(tensor): name for name, (tensor, _) in caches.items()}
         self._all = caches
         self._count = 0
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def called(self, func: Any, args: Any, kwargs: Any) -> Any:
         index, self._count = self._count, self._count + 1
-        names = [self._caches.get(storage_key(tensor)) for tensor in written(func, args, kwargs or {})]
+        names = [self._caches.get(storage_key(tensor)) for tensor in written(func, args, kwargs)]
         keys = {storage_key(self._all[name][0]) for name in names if name is not None}
         touched = [name for name, (tensor, _) in self._all.items() if storage_key(tensor) in keys]
         with torch._C.DisableTorchFunction(), _disable_current_modes():
             before = {name: _ends(*self._all[name]) for name in touched}
-        result = func(*args, **(kwargs or {}))
+        result = func(*args, **kwargs)
         with torch._C.DisableTorchFunction(), _disable_current_modes():
             for name, old in before.items():
                 changed = (_ends(*self._all[name]) != old).flatten(1).any(1)

@@ -36,4 +36,6 @@ def with_tensors_as(of: Callable[[Tensor], Any], value: Any) -> Any:
         return tuple([with_tensors_as(of, part) for part in value])
     if isinstance(value, dict):
         return {key: with_tensors_as(of, part) for key, part in value.items()}
+    if isinstance(value, torch.UntypedStorage | torch.TypedStorage):
+        return f"a storage of {value.nbytes()} bytes"
     return value

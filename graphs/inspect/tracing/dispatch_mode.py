@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from ostinato.graphs.inspect.source import compiled_region
 from ostinato.graphs.inspect.tracing import hazards
 from ostinato.graphs.inspect.tracing.arguments import tensors_in, with_tensors_as
+from ostinato.graphs.inspect.tracing.listening_mode import ListeningMode
 from ostinato.graphs.inspect.tracing.residency import Where
 from ostinato.graphs.inspect.tracing.trace import Call, Recording, TensorRef, name_of
 
@@ -23,20 +23,15 @@ _COPY = torch.ops.aten.copy_.default
 _SEEN_THROUGH = ("aten", "prims", "prim")
 
 
-class DispatchMode(TorchDispatchMode):
+class DispatchMode(ListeningMode):
     """Writes into a ``Recording``."""
 
     def __init__(self, recording: Recording) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self._recording = recording
 
-    @classmethod
-    def ignore_compile_internals(cls) -> bool:
-        """A mode without this turns torch.compile off where a compiled function is first called."""
-        return True
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
+    def called(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Look, call, record."""
         with torch._C.DisableTorchFunction():
             recording = self._recording
             fresh = func is _LIFT_FRESH
@@ -48,6 +43,14 @@ class DispatchMode(TorchDispatchMode):
             result = func(*args, **kwargs)
             self._record(func, signature, refs, places, result, fresh)
         return result
+
+    def called_higher_order(self, op: Any, args: Any, kwargs: Any) -> Any:
+        """Its name; and a condition is read by the host, where no graph is compiled around it."""
+        recording = self._recording
+        recording.trace.opaque.add(str(op))
+        if str(op) in ("cond", "while_loop"):
+            recording.note(hazards.condition(str(op)), f"torch.{op}")
+        return op(*args, **kwargs)
 
     def _signature(self, args: Any, kwargs: Any, refs: list[TensorRef], fresh: bool) -> Any:
         """The call without its tensors; of data from the host, the values, since a graph freezes them."""

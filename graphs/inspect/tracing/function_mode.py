@@ -19,7 +19,7 @@ from ostinato.graphs.inspect.tracing.residency import Where
 from ostinato.graphs.inspect.tracing.trace import Calling, Recording
 
 _FROM_DATA = {"torch.tensor", "torch.as_tensor", "torch.asarray", "torch.Tensor.new_tensor", "torch.scalar_tensor"}
-_MOVES = {"torch.Tensor.to", "torch.Tensor.cpu", "torch.Tensor.cuda"}
+_MOVES = {"torch.Tensor.to", "torch.Tensor.cpu", "torch.Tensor.cuda", "torch.Tensor.type", "torch.Tensor.type_as"}
 _IN_FLOAT_ON_CPU = {"torch.histc", "torch.Tensor.histc"}
 """What CUDA computes for integers and a CPU for floating point only."""
 
@@ -119,6 +119,8 @@ class FunctionMode(TorchFunctionMode):
             return Where.HOST
         if name == "torch.Tensor.cuda":
             return Where.DEVICE
+        if name == "torch.Tensor.type":
+            return _of_type(args[1] if len(args) > 1 else kwargs.get("dtype"))
         wanted = kwargs.get("device")
         for argument in args[1:]:
             if isinstance(argument, Tensor):
@@ -135,6 +137,8 @@ class FunctionMode(TorchFunctionMode):
             return func, args, kwargs
         if name == "torch.Tensor.cuda":
             return torch.Tensor.cpu, args[:1], {}
+        if name == "torch.Tensor.type":
+            return func, tuple(_type_on_cpu(each) for each in args), {n: _type_on_cpu(v) for n, v in kwargs.items()}
         cpu = torch.device("cpu")
         args = (args[0], *(cpu if isinstance(a, str | torch.device) and str(a) != "meta" else a for a in args[1:]))
         if kwargs.get("device") is not None and str(kwargs["device"]) != "meta":
@@ -147,6 +151,20 @@ class FunctionMode(TorchFunctionMode):
         copy = tensor.clone()
         self._recording.residency.mark(copy, Where.PINNED)
         return copy
+
+
+def _of_type(wanted: object) -> Where | None:
+    """Where ``Tensor.type(wanted)`` takes a tensor; None for a dtype, and where only the type is asked for."""
+    if not isinstance(wanted, str | type):
+        return None
+    return Where.DEVICE if "cuda" in str(wanted) else Where.HOST
+
+
+def _type_on_cpu(wanted: Any) -> Any:
+    """``torch.cuda.FloatTensor`` as the type of a tensor on the CPU."""
+    if isinstance(wanted, str) and wanted.startswith("torch.cuda."):
+        return wanted.replace("torch.cuda.", "torch.")
+    return getattr(torch, wanted.__name__) if isinstance(wanted, type) and "cuda" in str(wanted) else wanted
 
 
 def _default_device() -> torch.device | None:

@@ -71,7 +71,14 @@ _SHAPE_FIXES = {
 _DYNAMIC = torch.Tag.dynamic_output_shape
 _RANDOM = torch.Tag.nondeterministic_seeded
 
-_CHECKED_LINALG = ("_linalg_check_errors", "linalg_eig", "linalg_eigvals")
+_CHECKED_LINALG = (
+    "_linalg_check_errors",
+    "_linalg_eigh",
+    "_linalg_svd",
+    "linalg_eig",
+    "linalg_eigvals",
+    "linalg_lstsq",
+)
 
 
 def of_function(
@@ -118,6 +125,12 @@ def made_from_host_data(name: str, tensor: Tensor) -> Hazard:
     message = f"{short(name)} makes {_describe(tensor)} from Python values: a copy from pageable host memory"
     fix = "make it once outside, and fill it with copy_ before the replay; torch.full makes a constant on the device"
     return Hazard("host-to-device", "error", message, fix)
+
+
+def condition(name: str) -> Hazard:
+    """Control flow on tensors, called outside of a compiled function."""
+    message = f"torch.{name} reads its condition on the host, which waits for it"
+    return Hazard("device-sync", "error", message, "compute both sides and choose with torch.where")
 
 
 def of_operator(

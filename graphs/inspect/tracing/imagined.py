@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import random
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -30,5 +32,23 @@ def make_inputs(
 ) -> tuple[Any, ...]:
     """Fresh arguments of ``target``; ``TargetError`` if that fails or takes longer than ``seconds``."""
     what = f"{target.name}: make_inputs({batch_size}, variant={variant})"
-    with time_limit(seconds, what), as_if_on_device(residency, device_type):
+    with time_limit(seconds, what), as_if_on_device(residency, device_type), seeded(1000 * variant + batch_size):
         return target.inputs(batch_size, variant)
+
+
+@contextlib.contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Random numbers within are those of ``seed``, afterwards those of before: equal variants have equal values."""
+    python, arrays = random.getstate(), sys.modules.get("numpy.random")
+    numpy_state = arrays.get_state() if arrays is not None else None
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []):
+        torch.manual_seed(seed)
+        random.seed(seed)
+        if arrays is not None:
+            arrays.seed(seed)
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            if arrays is not None:
+                arrays.set_state(numpy_state)

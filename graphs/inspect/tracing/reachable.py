@@ -80,6 +80,8 @@ class Reachable:
             value, "__wrapped__"
         ):
             yield from _function_children(name, value)
+        elif isinstance(value, type) and is_users(_file_of(value)):
+            yield from ((f"{dot}{attribute}", child) for attribute, child in _class_state(value))
         elif not isinstance(value, type | types.ModuleType) and _is_users_object(value):
             yield from ((f"{dot}{attribute}", child) for attribute, child in _attributes(value))
 
@@ -137,6 +139,8 @@ def _function_children(name: str, function: Any) -> Iterator[tuple[str, Any]]:
     for variable in _names_used(code):
         if variable in plain.__globals__ and not isinstance(plain.__globals__[variable], types.ModuleType):
             yield variable, plain.__globals__[variable]
+    own = getattr(plain, "__name__", name)
+    yield from ((f"{own}.{key}", value) for key, value in vars(plain).items() if key != "__wrapped__")
     yield from ((f"{name}.default[{n}]", value) for n, value in enumerate(plain.__defaults__ or ()))
 
 
@@ -148,9 +152,12 @@ def _names_used(code: types.CodeType) -> list[str]:
 def _is_users_object(value: Any) -> bool:
     if dataclasses.is_dataclass(value):
         return True
-    module = sys.modules.get(type(value).__module__)
-    file = getattr(module, "__file__", None) or inspect_file(type(value))
-    return file is not None and is_users(file)
+    return is_users(_file_of(type(value)))
+
+
+def _file_of(kind: type) -> str:
+    module = sys.modules.get(kind.__module__)
+    return getattr(module, "__file__", None) or inspect_file(kind) or "<unknown>"
 
 
 def inspect_file(kind: type) -> str | None:
@@ -160,6 +167,13 @@ def inspect_file(kind: type) -> str | None:
         if code is not None:
             return str(code.co_filename)
     return None
+
+
+def _class_state(kind: type) -> Iterator[tuple[str, Any]]:
+    """What a class holds besides its functions and descriptors."""
+    for name, value in list(vars(kind).items()):
+        if not name.startswith("__") and not callable(value) and not hasattr(value, "__get__"):
+            yield name, value
 
 
 def _attributes(value: Any) -> Iterator[tuple[str, Any]]:

@@ -62,7 +62,7 @@ class Residency:
 
 def storage_key(tensor: Tensor) -> int | None:
     """What tells one storage from another while a weak reference to it is held; None where there is no storage."""
-    if tensor.layout is not torch.strided:
+    if tensor.layout is not torch.strided or tensor.is_nested:
         return None
     try:
         key: int = tensor.untyped_storage()._cdata
