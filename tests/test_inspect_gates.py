@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from ostinato.graphs.inspect.capturing.ograph import Buffer, LineBytes, Memory, Node, OGraph, Op, SizeGraph
-from ostinato.graphs.inspect.numbers.gates import check, check_file, read_gates
+from ostinato.graphs.inspect.numbers.gates import check, read_gates
 from ostinato.graphs.inspect.numbers.gates_writer import write_gates
 from ostinato.graphs.inspect.numbers.sizes import advise
 from ostinato.graphs.inspect.report import Finding, Report
@@ -207,6 +207,5 @@ def test_files_are_checked_from_the_folder_of_the_gates(tmp_path: Path) -> None:
     (tmp_path / "ci" / "gates.toml").write_text(
         'baseline = "old.ograph"\n[[gate]]\npath = "graphs.8.ops"\nequals = 2\n'
     )
-    (tmp_path / "new.ograph").write_text(json.dumps(NEW))
-    (gate,) = check_file(tmp_path / "new.ograph", tmp_path / "ci" / "gates.toml")
+    (gate,) = check(NEW, read_gates(tmp_path / "ci" / "gates.toml"))
     assert gate.moved

@@ -71,44 +71,53 @@ class DryRunner:
         names = argument_names(self.target.function, len(inputs))
         binding = Binding(names, inputs)
         self._base = self._look(inputs, names)
+        storage_names = self._names(inputs, names)
         first = self._step(binding.args, batch_size)
         second = self._step(self._load(binding, batch_size, 0)[0], batch_size)
         args = self._load(binding, batch_size, 0)[0]
-        storage_names = self._names(inputs, names)
-        before = snapshot(self._look(args, names))
         outputs: list[TensorRef] = []
+        before = snapshot(self._look(args, names))
         capture = self._step(args, batch_size, outputs)
         mutations = changes(before, snapshot(self._look(args, names)))
         storage_names |= self._names(inputs, names)
-        others, shapes, values = [], [], []
+        del args  # with what an earlier variant had put into it
+        others, shapes, values = self._varied(binding, batch_size)
+        gc.collect()
+        alive = {number for number, storage in enumerate(capture.storages) if not storage.gone}
+        return DryRuns(
+            batch_size=batch_size,
+            warm_ups=(first, second),
+            capture=capture,
+            others=others,
+            shapes=shapes,
+            values=values,
+            mutations=mutations,
+            lines=self._lines(binding, batch_size, set(mutations)),
+            names=storage_names,
+            outputs=outputs,
+            input_keys={key for t in Reachable.of(inputs, names).tensors.values() if (key := storage_key(t))},
+            inputs=inputs,
+            alive=alive,
+        )
+
+    def _varied(self, binding: Binding, batch_size: int) -> tuple[list[Trace], list[Change], list[Change]]:
+        """A run for each further variant, and the inputs whose shapes and Python values are other ones then."""
+        traces: list[Trace] = []
+        shapes: list[Change] = []
+        values: list[Change] = []
         for variant in range(1, self._variants):
             args, new_shapes, new_values = self._load(binding, batch_size, variant)
             shapes += new_shapes
             values += new_values
-            others.append(self._step(args, batch_size))
-        del args
-        gc.collect()
-        alive = {number for number, storage in enumerate(capture.storages) if not storage.gone}
-        lines = {}
-        if mutations:
-            args = self._load(binding, batch_size, 0)[0]
-            lines = find_lines(lambda: self._look(args, names), set(mutations), lambda: self._step(args, batch_size))
-        keys = {key for tensor in Reachable.of(inputs, names).tensors.values() if (key := storage_key(tensor))}
-        return DryRuns(
-            batch_size,
-            (first, second),
-            capture,
-            others,
-            shapes,
-            values,
-            mutations,
-            lines,
-            storage_names,
-            outputs,
-            keys,
-            inputs,
-            alive,
-        )
+            traces.append(self._step(args, batch_size))
+        return traces, shapes, values
+
+    def _lines(self, binding: Binding, batch_size: int, mutated: set[str]) -> dict[str, Place]:
+        """Where what is ``mutated`` changes: one more run of the capture's values."""
+        if not mutated:
+            return {}
+        args = self._load(binding, batch_size, 0)[0]
+        return find_lines(lambda: self._look(args, binding.names), mutated, lambda: self._step(args, batch_size))
 
     def _look(self, inputs: Iterable[Any] = (), names: Iterable[str] = ()) -> Reachable:
         return reachable(self.target.function, inputs, names)

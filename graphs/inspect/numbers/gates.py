@@ -85,11 +85,6 @@ class BrokenGate:
         return "\n".join([*lines, *(f"    {line}" for line in self.moved)])
 
 
-def check_file(path: str | Path, gates: str | Path) -> list[BrokenGate]:
-    """``check`` on files; ``ConfigError`` if one cannot be read."""
-    return check(read_json(path), read_gates(gates))
-
-
 def read_gates(path: str | Path) -> Gates:
     """Read a gates' file and the baseline that it names; ``ConfigError`` names what is wrong with it."""
     try:

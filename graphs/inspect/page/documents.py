@@ -114,11 +114,6 @@ class Document:
         return "graphs" in self.data
 
     @property
-    def is_report(self) -> bool:
-        """Whether it is what a check returned."""
-        return self.record is None and not self.is_capture
-
-    @property
     def findings(self) -> Sequence[Data]:
         """Findings of a report or a capture."""
         return tuple(self.data.get("findings", ()))

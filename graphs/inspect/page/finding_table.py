@@ -28,12 +28,6 @@ def pool(documents: Sequence[Document]) -> list[Data]:
     return sorted(first.values(), key=lambda f: (rank(f["severity"]), f["file"] or "", f["line"] or 0, f["code"]))
 
 
-def counts_text(findings: Sequence[Data]) -> str:
-    """Say "2 errors, 1 warning, 0 infos"."""
-    counts = Counter(finding["severity"] for finding in findings)
-    return ", ".join(plural(counts[severity], severity) for severity in SEVERITIES)
-
-
 def finding_section(findings: Sequence[Data], documents: Sequence[Document], places: Places) -> list[Markup]:
     """Return filter, table and the list of what was not checked."""
     if findings:
