@@ -7,13 +7,13 @@ tensor that two operations read is counted twice."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 
 _OVERWRITE = {"copy_", "fill_", "zero_", "normal_", "uniform_", "exponential_", "random_", "bernoulli_"}
 _GATHER = {"embedding", "index_select", "index", "gather", "take", "take_along_dim"}
@@ -79,13 +79,22 @@ def traffic(op: torch._ops.OpOverload, args: Any, kwargs: Any, result: Any) -> T
     return Traffic(read, sum(touched_bytes(tensor) for tensor in [*targets, *fresh]))
 
 
+@lru_cache(maxsize=1)
+def formulas() -> tuple[Mapping[Any, Callable[..., int]], Callable[..., int]]:
+    """torch's formulas by operator, and attention's. Importing them imports Triton, so not before they are used."""
+    from torch.utils.flop_counter import flop_registry, sdpa_flop_count
+
+    return flop_registry, sdpa_flop_count
+
+
 def flops(op: torch._ops.OpOverload, args: Any, kwargs: Any, result: Any) -> int:
     """Floating-point operations (a multiply-add is two) by torch's own formulas; 0 where there is none."""
-    if op.overloadpacket in flop_registry:
-        return int(flop_registry[op.overloadpacket](*args, **kwargs, out_val=result))
+    registry, attention = formulas()
+    if op.overloadpacket in registry:
+        return int(registry[op.overloadpacket](*args, **kwargs, out_val=result))
     if base_name(op).startswith("_scaled_dot_product"):  # the CPU's, and any other backend's
         query, key, value = args[:3]
-        return int(sdpa_flop_count(query.shape, key.shape, value.shape))
+        return int(attention(query.shape, key.shape, value.shape))
     return 0
 
 

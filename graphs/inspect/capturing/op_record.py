@@ -50,6 +50,7 @@ class StepRun:
 def record_step(function: Callable[..., Any], args: tuple[Any, ...], watch: NodeWatch | None = None) -> StepRun:
     """Run ``function(*args)`` once and say what it did; ``watch`` also tells which nodes each op launched."""
     names = names_of(function, args)
+    costs.formulas()  # imported before anything listens
     recorder = _Recorder(names, watch)
     with recorder.modules.watched(recorder.flush), recorder.api, recorder:
         result = function(*args)

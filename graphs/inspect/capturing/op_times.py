@@ -100,7 +100,7 @@ def op_seconds(step: Callable[[], object], ops: Sequence[str], state: StateKeepe
 
 class _Marks(ListeningMode):
     def __init__(self, clock: Clock) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self._clock = clock
         self.calls: list[tuple[str, Any, Any]] = []
 
