@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import signal
@@ -400,7 +401,8 @@ def test_ctrl_c_ends_with_130_and_no_traceback(folder: Path) -> None:
     step = "import pathlib\ndef step(x):\n    pathlib.Path('runs').touch()\n    while True:\n        x = x + 1"
     (folder / "waits.py").write_text(INPUTS + step)
     command = [sys.executable, "-m", "ostinato.graphs.inspect", "lint", "waits.py:step"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    heard = functools.partial(signal.signal, signal.SIGINT, signal.default_int_handler)  # a background job ignores it
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heard)
     while not Path("runs").exists() and process.poll() is None:
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)

@@ -33,15 +33,34 @@ def time_limit(seconds: float, what: str) -> Iterator[None]:
     watch = _Watch(threading.get_ident(), seconds, up)
     message = f"{what} ran for more than {seconds:g} s"
     try:
-        watch.start()
-        yield
-    except (up, KeyboardInterrupt) as stopped:
-        if isinstance(stopped, KeyboardInterrupt) and not watch.interrupted:
-            raise
+        with _alarm_raises(up):
+            watch.start()
+            yield
+    except up:
         watch.raised = False
         raise TargetTimeout(f"{message}, at {watch.place or 'an unknown line'}; does it end?") from None
     finally:
         watch.stop()
+
+
+@contextlib.contextmanager
+def _alarm_raises(up: type[BaseException]) -> Iterator[None]:
+    """SIGALRM raises ``up`` in the main thread; where somebody else has a use for it, or on another thread, not."""
+    main = threading.current_thread() is threading.main_thread()
+    before = signal.getsignal(signal.SIGALRM) if main else None
+    if not main or (before is not signal.SIG_DFL and not hasattr(before, "raises")):
+        yield
+        return
+
+    def handler(*_: object) -> None:
+        raise up
+
+    vars(handler)["raises"] = up
+    signal.signal(signal.SIGALRM, handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGALRM, before)
 
 
 class _Watch(threading.Thread):
@@ -49,8 +68,6 @@ class _Watch(threading.Thread):
         super().__init__(name="ostinato-time-limit", daemon=True)
         self.place: str | None = None
         self.raised = False
-        self.interrupted = False
-        """Whether it was stopped as by Ctrl-C: a lock that is waited for hears nothing else."""
         self._watched, self._seconds, self._up = watched, seconds, up
         self._ended, self._raising = threading.Event(), threading.Lock()
 
@@ -63,15 +80,13 @@ class _Watch(threading.Thread):
                 if not self._ended.is_set():
                     self.raised = True
                     _raise_in(self._watched, self._up)
-                    self._interrupt_if_waiting(wait)
+                    self._wake(wait)
             wait = _AGAIN
 
-    def _interrupt_if_waiting(self, waited: float) -> None:
-        """At the second attempt, as far as the process takes Ctrl-C in Python's own way."""
-        main = threading.main_thread().ident == self._watched
-        if main and waited == _AGAIN and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-            self.interrupted = True
-            signal.pthread_kill(self._watched, signal.SIGINT)
+    def _wake(self, waited: float) -> None:
+        """At the second attempt: a lock that is waited for hears nothing but a signal, and the main thread only."""
+        if waited == _AGAIN and getattr(signal.getsignal(signal.SIGALRM), "raises", None) is self._up:
+            signal.pthread_kill(self._watched, signal.SIGALRM)
 
     def stop(self) -> None:
         """From here on nothing is raised; what was raised and has not arrived arrives here.
