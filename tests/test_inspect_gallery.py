@@ -1,4 +1,4 @@
-"""The tool finds every fault of the gallery at its line, and none in the clean steps."""
+"""The tool finds every fault of the gallery at its line, and none in the clean steps, as docs/ says."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import io
 
 import pytest
 
+from gallery import tables
 from gallery.index import COMMANDS, Fault, Step, faults_in, steps
 from gallery.tool import alarms, findings, missed
 from ostinato.graphs.inspect import CODES, load_target
@@ -62,3 +63,13 @@ def test_marks_are_read() -> None:
     assert faults_in("a  # FAULT: rng (either)\nb  # FAULT: rng (either)") == (Fault(("rng",), (1, 2)),)
     with pytest.raises(ValueError, match="no mark"):
         faults_in("a  # FAULT: slow")
+
+
+def test_table_counts_what_is_found() -> None:
+    written = tables.TABLE.search(tables.FINDINGS_PAGE.read_text())
+    assert written is not None
+    assert written[0] == tables.table(), "run `python tests/gallery/tables.py`"
+
+
+def test_public_issues_show_what_the_tool_prints() -> None:
+    assert tables.ISSUES_PAGE.read_text() == tables.issues_page(), "run `python tests/gallery/tables.py`"

@@ -190,6 +190,39 @@ def test_a_finding_at_some_batch_sizes_only_says_which() -> None:
     assert "at batch size 4, 8" in finding.evidence
 
 
+def test_a_batch_size_that_goes_the_way_of_a_larger_one_is_run_once_and_has_its_findings() -> None:
+    runs: list[tuple[int, int]] = []
+
+    def make_inputs(size: int, variant: int = 0) -> tuple[Tensor, int]:
+        runs.append((size, variant))
+        return torch.ones(size, 8), 3 + variant
+
+    def step(x: Tensor, length: int) -> Tensor:
+        if x.shape[0] == 2:
+            x = x * length
+        return x[:, :length]
+
+    report = lint(step, make_inputs)
+    first = step.__code__.co_firstlineno
+    assert {(f.line or 0) - first: f.evidence.count("at batch size 2") for f in report.errors} == {2: 1, 3: 0}
+    looked = {size: {variant for each, variant in runs if each == size} for size in (1, 2, 4)}
+    assert looked == {1: {0}, 2: {0, 1, 2}, 4: {0}}
+    assert report.metrics["by_batch_size"]["4"]["outputs"] == ["float32[4, 3]"]
+
+
+def test_what_only_python_does_at_one_batch_size_is_found() -> None:
+    seen: list[int] = []
+
+    def step(x: Tensor) -> Tensor:
+        if x.shape[0] == 4:
+            seen.append(x.shape[0])
+        return x + 1
+
+    (finding,) = lint(step, lambda n, variant=0: (torch.ones(n),)).findings
+    assert finding.code == "python-side-effect" and finding.line == step.__code__.co_firstlineno + 2
+    assert "at batch size 4" in finding.evidence
+
+
 def test_a_frozen_value_names_the_argument_and_both_values() -> None:
     def step(x: Tensor, length: int) -> Tensor:
         return x[:, :length].sum(1)

@@ -34,6 +34,8 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_leaves
 
+from ostinato.graphs.cuda_graph import collection_paused
+
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -99,7 +101,7 @@ class CudaGraphs:
         """In the mode that leaves other threads alone."""
         graph, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
         torch.cuda.synchronize()
-        with _no_collection(), torch.cuda.stream(self._stream):
+        with collection_paused(), torch.cuda.stream(self._stream):
             graph.capture_begin(pool=pool, capture_error_mode="thread_local")
             try:
                 result = work()
@@ -145,18 +147,6 @@ class CudaGraphs:
             self.mend()
             return False
         return True
-
-
-@contextlib.contextmanager
-def _no_collection() -> Iterator[None]:
-    """Freeing a graph or a module within a capture would invalidate it."""
-    running = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if running:
-            gc.enable()
 
 
 @dataclass

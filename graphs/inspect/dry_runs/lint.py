@@ -9,14 +9,16 @@ padding, slots              -> padding, slots: value tests
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 from ostinato.graphs.inspect.dry_runs import lifetimes
 from ostinato.graphs.inspect.dry_runs.frozen import Difference, aligned, differences, differing_arguments
+from ostinato.graphs.inspect.dry_runs.paths import Path, path_of
 from ostinato.graphs.inspect.dry_runs.runs import DryRunner, DryRuns
 from ostinato.graphs.inspect.environment import environment
+from ostinato.graphs.inspect.garbage import only_new_garbage
 from ostinato.graphs.inspect.replays.slot_writes import out_of_slot_writes
 from ostinato.graphs.inspect.replays.step_run import own_random_numbers
 from ostinato.graphs.inspect.report import Finding, Report, in_order
@@ -24,7 +26,7 @@ from ostinato.graphs.inspect.target import MakeInputs, Step, Target, TargetError
 from ostinato.graphs.inspect.tracing.binding import another_form
 from ostinato.graphs.inspect.tracing.python_state import PythonState
 from ostinato.graphs.inspect.tracing.reachable import reachable
-from ostinato.graphs.inspect.tracing.trace import Trace, not_seen_through
+from ostinato.graphs.inspect.tracing.trace import TensorRef, Trace, not_seen_through
 
 BATCH_SIZES = (1, 2, 4, 8)
 NEVER_CHECKED = (
@@ -45,8 +47,9 @@ def lint(
 ) -> Report:
     """Everything that would break or falsify a capture of ``fn(*make_inputs(batch_size, variant))``.
 
-    ``variants`` different sets of values are run per size; ``time_limit`` is in seconds per run. Raises ``TargetError``
-    if the step or ``make_inputs`` raises or does not end.
+    ``variants`` different sets of values are run per size, except where a first run makes the same calls from the same
+    lines as those of a larger size; ``time_limit`` is in seconds per run. Raises ``TargetError`` if the step or
+    ``make_inputs`` raises or does not end.
     """
     return lint_target(
         as_target(fn, make_inputs, name), batch_sizes=batch_sizes, variants=variants, time_limit=time_limit
@@ -59,7 +62,7 @@ def lint_target(
     """``lint`` of a loaded target. Python state and random numbers are put back afterwards; tensors are not."""
     state = PythonState([target.function, *reachable(target.function).kept])
     try:
-        with own_random_numbers():
+        with own_random_numbers(), only_new_garbage():
             return _lint(target, batch_sizes, variants, time_limit)
     finally:
         state.restore()
@@ -94,22 +97,40 @@ class Looked(NamedTuple):
     findings: list[Finding]
     numbers: dict[str, Any]
     not_seen_through: list[str]
+    mutated: frozenset[str]
 
 
 def _looked_at(runner: DryRunner, batch_sizes: Sequence[int]) -> tuple[list[Looked], list[TargetError]]:
-    looked: list[Looked] = []
+    """Largest first, as graphs are captured; a size whose first run goes the way of a larger one has its findings."""
+    looked: dict[int, Looked] = {}
+    ways: dict[Path, Looked] = {}
     failed: list[TargetError] = []
-    for size in batch_sizes:
+    for size in sorted(set(batch_sizes), reverse=True):
         try:
-            run = runner.run(size)
+            looked[size] = _looked_at_one(runner, size, ways)
         except TargetError as error:
             failed.append(error)
             if isinstance(error, TargetTimeout):
                 break  # not waited for at each size
-            continue
-        unseen = not_seen_through((run.capture, *run.others))
-        looked.append(Looked(size, list(_findings(run)), _numbers(run, run.capture), unseen))
-    return looked, failed
+    return [looked[size] for size in dict.fromkeys(batch_sizes) if size in looked], failed
+
+
+def _looked_at_one(runner: DryRunner, size: int, ways: dict[Path, Looked]) -> Looked:
+    first = runner.begin(size)
+    known = ways.get(path_of(first.trace))
+    if known is not None and first.mutated <= known.mutated:
+        numbers = _numbers(first.trace, first.names, first.outputs)
+        return known._replace(batch_size=size, numbers=numbers)
+    run = runner.go_on(first)
+    looked = Looked(
+        batch_size=size,
+        findings=list(_findings(run)),
+        numbers=_numbers(run.capture, run.names, run.outputs),
+        not_seen_through=not_seen_through((run.capture, *run.others)),
+        mutated=frozenset(run.mutations),
+    )
+    ways.setdefault(path_of(run.capture), looked)
+    return looked
 
 
 def _findings(run: DryRuns) -> Iterator[Finding]:
@@ -249,7 +270,7 @@ def _metrics(sizes: Sequence[Looked]) -> dict[str, Any]:
     }
 
 
-def _numbers(run: DryRuns, trace: Trace) -> dict[str, Any]:
+def _numbers(trace: Trace, names: Mapping[int, str], outputs: Sequence[TensorRef]) -> dict[str, Any]:
     """``external_inputs``: memory from before the step, which goes stale if it moves; ``storage`` tells aliases."""
     external = [(number, each) for number, each in enumerate(trace.storages) if each.produced_by is None]
     written = {number for call in trace.calls for number in call.writes}
@@ -257,9 +278,9 @@ def _numbers(run: DryRuns, trace: Trace) -> dict[str, Any]:
         "calls": len(trace.calls),
         "modules": len({call.module for call in trace.calls if call.module}),
         "external_inputs": [
-            {"name": run.names.get(each.key, "unnamed"), "storage": number, "bytes": each.num_bytes}
+            {"name": names.get(each.key, "unnamed"), "storage": number, "bytes": each.num_bytes}
             for number, each in external
         ],
-        "written": sorted({run.names.get(each.key, "unnamed") for number, each in external if number in written}),
-        "outputs": [repr(output) for output in run.outputs],
+        "written": sorted({names.get(each.key, "unnamed") for number, each in external if number in written}),
+        "outputs": [repr(output) for output in outputs],
     }

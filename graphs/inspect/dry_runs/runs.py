@@ -55,6 +55,22 @@ class DryRuns:
     """Numbers of the capture's storages that something still held after the other runs."""
 
 
+@dataclass
+class FirstRun:
+    """What the first run of a batch size showed, and what the next ones go on with."""
+
+    batch_size: int
+    binding: Binding
+    inputs: tuple[Any, ...]
+    """The static inputs."""
+    names: dict[int, str]
+    """Tensors by the keys of their storages."""
+    trace: Trace
+    outputs: list[TensorRef]
+    mutated: frozenset[str]
+    """Names of Python values that it changed."""
+
+
 class DryRunner:
     """Runs a target; one for all batch sizes, so that state is carried on as in a warm-up."""
 
@@ -65,28 +81,34 @@ class DryRunner:
         self._seconds = seconds
         self._device_type = device_type
 
-    def run(self, batch_size: int) -> DryRuns:
-        """All runs of one batch size; ``TargetError`` names the line of a step that raises or does not end."""
+    def begin(self, batch_size: int) -> FirstRun:
+        """The first run of a batch size, from which ``go_on`` goes on; ``TargetError`` as there."""
         inputs = self._inputs(batch_size, 0)
         names = argument_names(self.target.function, len(inputs))
         binding = Binding(names, inputs)
         self._base = self._look(inputs, names)
         storage_names = self._names(inputs, names)
-        first = self._step(binding.args, batch_size)
-        second = self._step(self._load(binding, batch_size, 0)[0], batch_size)
+        before = snapshot(self._look(inputs, names))
+        trace, outputs = self._step(binding.args, batch_size)
+        mutated = changes(before, snapshot(self._look(inputs, names))).keys()
+        return FirstRun(batch_size, binding, inputs, storage_names, trace, outputs, frozenset(mutated))
+
+    def go_on(self, first: FirstRun) -> DryRuns:
+        """All runs of one batch size; ``TargetError`` names the line of a step that raises or does not end."""
+        batch_size, binding, inputs = first.batch_size, first.binding, first.inputs
+        second = self._step(self._load(binding, batch_size, 0)[0], batch_size)[0]
         args = self._load(binding, batch_size, 0)[0]
-        outputs: list[TensorRef] = []
-        before = snapshot(self._look(args, names))
-        capture = self._step(args, batch_size, outputs)
-        mutations = changes(before, snapshot(self._look(args, names)))
-        storage_names |= self._names(inputs, names)
+        before = snapshot(self._look(args, binding.names))
+        capture, outputs = self._step(args, batch_size)
+        mutations = changes(before, snapshot(self._look(args, binding.names)))
+        storage_names = first.names | self._names(inputs, binding.names)
         del args  # with what an earlier variant had put into it
         others, shapes, values = self._varied(binding, batch_size)
         gc.collect()
         alive = {number for number, storage in enumerate(capture.storages) if not storage.gone}
         return DryRuns(
             batch_size=batch_size,
-            warm_ups=(first, second),
+            warm_ups=(first.trace, second),
             capture=capture,
             others=others,
             shapes=shapes,
@@ -95,7 +117,7 @@ class DryRunner:
             lines=self._lines(binding, batch_size, set(mutations)),
             names=storage_names,
             outputs=outputs,
-            input_keys={key for t in Reachable.of(inputs, names).tensors.values() if (key := storage_key(t))},
+            input_keys={key for t in Reachable.of(inputs, binding.names).tensors.values() if (key := storage_key(t))},
             inputs=inputs,
             alive=alive,
         )
@@ -109,7 +131,7 @@ class DryRunner:
             args, new_shapes, new_values = self._load(binding, batch_size, variant)
             shapes += new_shapes
             values += new_values
-            traces.append(self._step(args, batch_size))
+            traces.append(self._step(args, batch_size)[0])
         return traces, shapes, values
 
     def _lines(self, binding: Binding, batch_size: int, mutated: set[str]) -> dict[str, Place]:
@@ -134,7 +156,8 @@ class DryRunner:
     def _inputs(self, batch_size: int, variant: int) -> tuple[Any, ...]:
         return make_inputs(self.target, self.residency, self._device_type, batch_size, variant, self._seconds)
 
-    def _step(self, args: tuple[Any, ...], batch_size: int, outputs: list[TensorRef] | None = None) -> Trace:
+    def _step(self, args: tuple[Any, ...], batch_size: int) -> tuple[Trace, list[TensorRef]]:
+        """One run, and what it returned."""
         what = f"{self.target.name}: step(batch_size={batch_size})"
         try:
             with (
@@ -152,9 +175,8 @@ class DryRunner:
             raise
         except Exception as error:
             raise TargetError(f"{what} raised {type(error).__name__}: {_first_line(error)}{_where(error)}") from error
-        if outputs is not None:
-            outputs.extend(recording.ref(leaf) for leaf in tree_leaves(result) if isinstance(leaf, Tensor))
-        return recording.trace
+        outputs = [recording.ref(leaf) for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+        return recording.trace, outputs
 
 
 def _first_line(error: BaseException) -> str:

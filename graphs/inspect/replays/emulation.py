@@ -13,6 +13,7 @@ from typing import Any
 
 from ostinato.graphs.inspect.dry_runs import lifetimes
 from ostinato.graphs.inspect.environment import environment
+from ostinato.graphs.inspect.garbage import only_new_garbage
 from ostinato.graphs.inspect.replays import compare
 from ostinato.graphs.inspect.replays.first_divergence import of_replay, of_seed
 from ostinato.graphs.inspect.replays.input_moves import moved_inputs
@@ -83,7 +84,7 @@ def emulate_target(
     time_limit: float = 120.0,
 ) -> Report:
     """``emulate`` of a loaded target."""
-    with own_random_numbers():
+    with own_random_numbers(), only_new_garbage():
         emulation, device_type = _emulation(target, batch_size, time_limit)
         emulation.compare_steps(steps)
         if move_inputs:

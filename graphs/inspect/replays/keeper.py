@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import _disable_current_modes
-from torch.utils._pytree import tree_leaves
 
 from ostinato.graphs.emulated_graph import EmulatedGraph, RecordedCall
+from ostinato.graphs.inspect.tracing.arguments import tensors_in, written_arguments
 from ostinato.graphs.inspect.tracing.listening_mode import ListeningMode
 from ostinato.graphs.inspect.tracing.residency import storage_key
 
@@ -38,26 +38,29 @@ class Keeper(ListeningMode):
         """Keep, call, keep."""
         index, self.count = self.count, self.count + 1
         given = written(func, args, kwargs)
-        with torch._C.DisableTorchFunction(), _disable_current_modes():
-            self.before.add(tensor for tensor in given if storage_key(tensor) not in self._made)
-            self.before.add_generators(tree_leaves((args, kwargs)))
+        drawn = [leaf for leaf in (*args, *kwargs.values()) if isinstance(leaf, torch.Generator)]
+        if given or drawn:
+            with torch._C.DisableTorchFunction(), _disable_current_modes():
+                self.before.add(tensor for tensor in given if storage_key(tensor) not in self._made)
+                self.before.add_generators(drawn)
         known = self._graph.count if self._graph is not None else 0
         result = func(*args, **kwargs)
         if self._graph is not None and self._graph.count > known:
             self.recorded[index] = self._graph.count - 1
-        with torch._C.DisableTorchFunction(), _disable_current_modes():
+        with torch._C.DisableTorchFunction():
             self._keep(index, func, result, given, args)
         return result
 
     def _keep(self, index: int, func: Any, result: Any, given: list[Tensor], args: Any) -> None:
-        outputs = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
-        before = {storage_key(leaf) for leaf in tree_leaves(args) if isinstance(leaf, Tensor)}
+        outputs = list(tensors_in(result))
+        before = {storage_key(tensor) for tensor in tensors_in(args)}
         lifted = func.name() == "aten::lift_fresh"
         for output in outputs:
             if (lifted or storage_key(output) not in before) and storage_key(output) is not None:
                 self._made[output.untyped_storage()._cdata] = StorageWeakRef(output.untyped_storage())
         if index in self._window:
-            self.results[index] = tuple(tensor.clone() for tensor in outputs or given)
+            with _disable_current_modes():
+                self.results[index] = tuple(tensor.clone() for tensor in outputs or given)
 
 
 class Saved:
@@ -79,11 +82,11 @@ class Saved:
                 self.tensors[key] = tensor
                 self._copies[key] = tensor.untyped_storage().clone()
 
-    def add_generators(self, leaves: Iterable[Any]) -> None:
-        """Keep the state of the generators among ``leaves``."""
-        for leaf in leaves:
-            if isinstance(leaf, torch.Generator) and all(leaf is not known for known, _ in self._generators):
-                self._generators.append((leaf, leaf.get_state()))
+    def add_generators(self, generators: Iterable[torch.Generator]) -> None:
+        """Keep their states."""
+        for generator in generators:
+            if all(generator is not known for known, _ in self._generators):
+                self._generators.append((generator, generator.get_state()))
 
     def copy_of(self, tensor: Tensor) -> Tensor:
         """``tensor`` as it was; its storage must have been added."""
@@ -104,10 +107,8 @@ class Saved:
 def written(op: Any, args: Any, kwargs: Any) -> list[Tensor]:
     """The tensor arguments that the schema of ``op`` says are written."""
     tensors: list[Tensor] = []
-    for number, argument in enumerate(op._schema.arguments):
-        if argument.alias_info is not None and argument.alias_info.is_write:
-            value = args[number] if number < len(args) else kwargs.get(argument.name)
-            tensors.extend(leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor))
+    for number, name in written_arguments(op):
+        tensors.extend(tensors_in(args[number] if number < len(args) else kwargs.get(name)))
     return tensors
 
 

@@ -27,6 +27,7 @@ from ostinato.graphs.inspect.replays.step_run import Run, StepRunner, own_random
 from ostinato.graphs.inspect.report import Finding
 from ostinato.graphs.inspect.target import Target
 from ostinato.graphs.inspect.tracing.listening_mode import ListeningMode
+from ostinato.graphs.inspect.tracing.reachable import Reachable
 from ostinato.graphs.inspect.tracing.residency import storage_key
 
 Caches = Mapping[str, tuple[Tensor, Layout]]
@@ -47,27 +48,40 @@ def out_of_slot_writes(
     runner = StepRunner(target, batch_size, time_limit, device_type)
     findings: dict[tuple[str | None, int | None], Finding] = {}
     not_checked: list[str] = []
+    names: set[str] | None = None
     with own_random_numbers():
         for variant in variants if target.has_variants else variants[:1]:
             inputs = runner.inputs(variant)
-            first = runner.run(inputs)
-            first.undo_all()
-            writes = bool(first.written)
-            found, not_checked = _checked(runner, inputs, first)
+            reach, changed = _changed(runner, inputs, names)
+            names = set(changed)
+            found, not_checked = _checked(runner, inputs, reach, changed)
             for finding in found:
                 findings.setdefault((finding.file, finding.line), finding)
-            if not findings and (not_checked or not writes):
+            if not findings and (not_checked or not names):
                 break
     return list(findings.values()), not_checked
 
 
-def _checked(runner: StepRunner, inputs: tuple[Any, ...], first: Run) -> tuple[list[Finding], list[str]]:
-    roles = roles_of(first.reach.tensors, first.reach.values)
-    readings = [caches_among(first.written, roles, flat) for flat in (True, False)] if roles.known else [{}]
-    tokens = _tokens_per_row(roles, first)
+def _changed(
+    runner: StepRunner, inputs: tuple[Any, ...], names: set[str] | None
+) -> tuple[Reachable, dict[str, Tensor]]:
+    """What the step can get at, and what of it is written: told by a run, unless the ``names`` are known from one."""
+    reach = runner.reach(inputs)
+    if names is not None and names <= reach.tensors.keys():
+        return reach, {name: reach.tensors[name] for name in names}
+    run = runner.run(inputs)
+    run.undo_all()
+    return run.reach, run.written
+
+
+def _checked(
+    runner: StepRunner, inputs: tuple[Any, ...], reach: Reachable, changed: Mapping[str, Tensor]
+) -> tuple[list[Finding], list[str]]:
+    roles = roles_of(reach.tensors, reach.values)
+    readings = [caches_among(changed, roles, flat) for flat in (True, False)] if roles.known else [{}]
+    tokens = _tokens_per_row(roles, reach, len(inputs))
     if not any(readings):
-        return [], _why_not(roles, first)
-    first.let_go()  # of its copies: caches are large
+        return [], _why_not(roles, changed)
     findings: list[Finding] = []
     for caches in readings:  # [blocks, size, dim] looks like [slots, heads, dim]: wrong is what is so in both readings
         if caches:
@@ -77,8 +91,8 @@ def _checked(runner: StepRunner, inputs: tuple[Any, ...], first: Run) -> tuple[l
     return findings, []
 
 
-def _why_not(roles: Roles, run: Run) -> list[str]:
-    called = [name for name, t in run.written.items() if t.is_floating_point() and CACHE_NAME.search(name)]
+def _why_not(roles: Roles, changed: Mapping[str, Tensor]) -> list[str]:
+    called = [name for name, t in changed.items() if t.is_floating_point() and CACHE_NAME.search(name)]
     names = "no input is called slot_mapping, or block_tables and context_lens"
     why = "no cache layout fits" if roles.known else names
     return [f"which slots of {', '.join(called[:3])} are written: {why}"] if called else []
@@ -106,10 +120,10 @@ def fill_with_pattern(caches: Caches) -> None:
         tensor.copy_(values.to(tensor.dtype).view(-1, *[1] * (tensor.dim() - 1)))
 
 
-def _tokens_per_row(roles: Roles, run: Run) -> int:
+def _tokens_per_row(roles: Roles, reach: Reachable, num_inputs: int) -> int:
     rows = len(roles.lengths) if roles.lengths is not None else 0
-    leading = [t.shape[0] for name, t in run.reach.tensors.items() if t.dim() and t.is_floating_point()]
-    inputs = leading[: len(run.inputs)]
+    leading = [t.shape[0] for name, t in reach.tensors.items() if t.dim() and t.is_floating_point()]
+    inputs = leading[:num_inputs]
     return max([1, *(size // rows for size in inputs if rows and size % rows == 0 and size <= 8 * rows)])
 
 
@@ -126,7 +140,10 @@ class _Writes(ListeningMode):
 
     def called(self, func: Any, args: Any, kwargs: Any) -> Any:
         index, self._count = self._count, self._count + 1
-        names = [self._caches.get(storage_key(tensor)) for tensor in written(func, args, kwargs)]
+        given = written(func, args, kwargs)
+        if not given:
+            return func(*args, **kwargs)
+        names = [self._caches.get(storage_key(tensor)) for tensor in given]
         keys = {storage_key(self._all[name][0]) for name in names if name is not None}
         touched = [name for name, (tensor, _) in self._all.items() if storage_key(tensor) in keys]
         with torch._C.DisableTorchFunction(), _disable_current_modes():

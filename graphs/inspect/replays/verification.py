@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ostinato.graphs.inspect.dry_runs import lifetimes
 from ostinato.graphs.inspect.environment import environment
+from ostinato.graphs.inspect.garbage import only_new_garbage
 from ostinato.graphs.inspect.replays import compare
 from ostinato.graphs.inspect.replays.emulation import NEVER_CHECKED, once
 from ostinato.graphs.inspect.replays.keeper import Saved
@@ -63,7 +64,7 @@ def verify_target(
     make_replayer: Callable[[StepRunner, tuple[Any, ...]], Replayer] = replayer,
 ) -> Report:
     """``verify`` of a loaded target; ``make_replayer`` makes the graph."""
-    with own_random_numbers():
+    with own_random_numbers(), only_new_garbage():
         return _started(target, batch_size, time_limit, make_replayer).report()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -39,3 +40,10 @@ def with_tensors_as(of: Callable[[Tensor], Any], value: Any) -> Any:
     if isinstance(value, torch.UntypedStorage | torch.TypedStorage):
         return f"a storage of {value.nbytes()} bytes"
     return value
+
+
+@lru_cache(maxsize=4096)
+def written_arguments(op: torch._ops.OpOverload) -> tuple[tuple[int, str], ...]:
+    """Positions and names of the arguments that the schema of ``op`` says are written."""
+    arguments = enumerate(op._schema.arguments)
+    return tuple((n, a.name) for n, a in arguments if a.alias_info is not None and a.alias_info.is_write)

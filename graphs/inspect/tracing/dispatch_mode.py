@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -10,7 +9,7 @@ from torch import Tensor
 
 from ostinato.graphs.inspect.source import compiled_region
 from ostinato.graphs.inspect.tracing import hazards
-from ostinato.graphs.inspect.tracing.arguments import tensors_in, with_tensors_as
+from ostinato.graphs.inspect.tracing.arguments import tensors_in, with_tensors_as, written_arguments
 from ostinato.graphs.inspect.tracing.listening_mode import ListeningMode
 from ostinato.graphs.inspect.tracing.residency import Where
 from ostinato.graphs.inspect.tracing.trace import Call, Recording, TensorRef, name_of
@@ -134,14 +133,8 @@ class DispatchMode(ListeningMode):
 def _writes(op: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[int, ...]:
     """Storages of the arguments that the schema says are written."""
     written: list[int] = []
-    for number, name in _written_arguments(op):
+    for number, name in written_arguments(op):
         value = args[number] if number < len(args) else kwargs.get(name)
         parts = value if isinstance(value, list) else [value]
         written.extend(ref.storage for ref in parts if isinstance(ref, TensorRef))
     return tuple(written)
-
-
-@lru_cache(maxsize=4096)
-def _written_arguments(op: torch._ops.OpOverload) -> tuple[tuple[int, str], ...]:
-    arguments = enumerate(op._schema.arguments)
-    return tuple((n, a.name) for n, a in arguments if a.alias_info is not None and a.alias_info.is_write)
