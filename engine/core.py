@@ -17,7 +17,7 @@ from ostinato.output_processor import OutputProcessor
 from ostinato.outputs import FinishReason
 from ostinato.plan import Plan
 from ostinato.request import Request, RequestStatus, end_if_due, has_ended
-from ostinato.runner import Flight, ModelRunner
+from ostinato.runner import Flight, StepRunner
 from ostinato.scheduler import Scheduler
 from ostinato.stats import Stats
 from ostinato.step import Step
@@ -33,7 +33,7 @@ class StepFault(OstinatoError):
 class EngineCore:
     """Requests go in with ``add``, ``step`` advances all of them, and their processors hold what came out."""
 
-    def __init__(self, plan: Plan, runner: ModelRunner) -> None:
+    def __init__(self, plan: Plan, runner: StepRunner) -> None:
         self.plan = plan
         self.runner = runner
         self.closed = False

@@ -29,7 +29,7 @@ from ostinato.outputs import RequestOutput, StreamDelta
 from ostinato.plan import Plan
 from ostinato.prompts import Prompt, Prompts, as_list, as_params, check_prompt
 from ostinato.request import Request
-from ostinato.runner import ModelRunner
+from ostinato.runner import StepRunner
 from ostinato.sampling_params import SamplingParams
 from ostinato.startup import StartupProgress
 from ostinato.stats import Stats
@@ -68,7 +68,7 @@ class LLM:
             self._maker = RequestMaker(self.plan, self.tokenizer, eos)
             decoder = load_decoder(self.plan, raw, progress)
             progress("starting the compiler" if self.plan.compiles else "allocating the KV cache")
-            runner = ModelRunner(self.plan, decoder)
+            runner = StepRunner(self.plan, decoder)
             try:
                 runner.warm_up(progress, toolchain)
             except BaseException:

@@ -50,7 +50,7 @@ class Flight:
     done: Event
 
 
-class ModelRunner:
+class StepRunner:
     """One model on one device, ready to run steps once ``warm_up`` returned."""
 
     def __init__(self, plan: Plan, decoder: StepDecoder, stream: DeviceStream | None = None) -> None:

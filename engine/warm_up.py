@@ -28,7 +28,7 @@ from ostinato.step_graphs import StepGraphs
 from ostinato.step_pieces import HINT_ROWS, HINT_WIDTH
 
 if TYPE_CHECKING:
-    from ostinato.runner import ModelRunner
+    from ostinato.runner import StepRunner
 
 Progress = Callable[..., None]
 """Told what start-up is doing now, and the fraction done where that is known."""
@@ -37,7 +37,7 @@ Progress = Callable[..., None]
 class WarmUp:
     """One warm-up of one runner."""
 
-    def __init__(self, runner: ModelRunner, progress: Progress) -> None:
+    def __init__(self, runner: StepRunner, progress: Progress) -> None:
         self.runner = runner
         self.progress = progress
         self.on_gpu = runner.plan.device.type == "cuda"

@@ -24,7 +24,7 @@ from ostinato.load import load_decoder
 from ostinato.models.checkpoint import read_config
 from ostinato.output_processor import OutputProcessor
 from ostinato.request import Request
-from ostinato.runner import ModelRunner
+from ostinato.runner import StepRunner
 
 CPU = torch.device("cpu")
 GREEDY = SamplingParams(temperature=0, max_tokens=12)
@@ -51,7 +51,7 @@ def core_on_stream(spoil: Any = lambda decoder: None, **options: Any) -> EngineC
     plan = replace(config.resolve(), num_blocks=20)
     decoder = load_decoder(plan, read_config(folder), lambda *_: None)
     spoil(decoder)
-    runner = ModelRunner(plan, decoder, CudaStream(CPU, emulate=False))
+    runner = StepRunner(plan, decoder, CudaStream(CPU, emulate=False))
     runner.warm_up()
     return EngineCore(plan, runner)
 
@@ -205,7 +205,7 @@ def test_fifty_engines_opened_and_closed_leave_nothing(log: list[str]) -> None:
     left: list[weakref.ref[Any]] = []
     try:
         for cycle in range(50):
-            runner = ModelRunner(counting_plan(), CountingModel(), CudaStream(CPU, emulate=False))
+            runner = StepRunner(counting_plan(), CountingModel(), CudaStream(CPU, emulate=False))
             runner.warm_up()
             core = EngineCore(runner.plan, runner)
             request = Request(cycle, [3, 4, 5], GREEDY, cycle, frozenset())
@@ -226,7 +226,7 @@ def test_fifty_engines_opened_and_closed_leave_nothing(log: list[str]) -> None:
 
 def test_no_random_number_generator_is_in_any_captured_step() -> None:
     """Its state would have to be registered, and every replay would draw the same (pytorch#113541)."""
-    runner = ModelRunner(counting_plan(), CountingModel(), HostStream(CPU, emulate=True))
+    runner = StepRunner(counting_plan(), CountingModel(), HostStream(CPU, emulate=True))
     runner.warm_up()
     graphs = [graph for graphs in runner.graphs.sets for graph in graphs._graphs.values()]
     ops = {call.op for graph in graphs for call in graph.calls}  # type: ignore[attr-defined]

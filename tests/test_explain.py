@@ -28,7 +28,7 @@ from ostinato.load import load_decoder
 from ostinato.models.checkpoint import read_config
 from ostinato.output_processor import OutputProcessor
 from ostinato.request import Request
-from ostinato.runner import ModelRunner
+from ostinato.runner import StepRunner
 from ostinato.step_timeline import StepTimeline
 
 TWENTY = SamplingParams(temperature=0, max_tokens=20, ignore_eos=True)
@@ -53,7 +53,7 @@ def core_of(spoil: Callable[[Any], None], stream: Any = None, **options: Any) ->
     plan = replace(config.resolve(), num_blocks=24)
     decoder = load_decoder(plan, read_config(plan.folder), lambda *_: None)
     spoil(decoder)
-    runner = ModelRunner(plan, decoder, stream)
+    runner = StepRunner(plan, decoder, stream)
     runner.warm_up()
     return EngineCore(plan, runner)
 

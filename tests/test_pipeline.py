@@ -27,7 +27,7 @@ from ostinato.load import load_decoder
 from ostinato.models.checkpoint import read_config
 from ostinato.output_processor import OutputProcessor
 from ostinato.request import Request, RequestStatus
-from ostinato.runner import ModelRunner
+from ostinato.runner import StepRunner
 
 SCHEDULES = {"emulated": 300, "drawn": 100, "called": 1_000, "window": 900}
 """Per part: 10,000 in all. Recorded graphs are slow to replay here, and so is the sampler."""
@@ -59,7 +59,7 @@ class Engine:
         spoil(self.model)
         self.stream = DeferredStream(seed, eagerness=self.rng.choice([0.0, 0.3, 0.7]), emulate=emulate)
         plan = counting_plan(window=window, **options)
-        self.runner = ModelRunner(plan, self.model, self.stream)
+        self.runner = StepRunner(plan, self.model, self.stream)
         self.runner.warm_up()
         self.core = EngineCore(plan, self.runner)
         self.requests: list[Request] = []
@@ -400,7 +400,7 @@ def test_a_model_on_a_deferred_stream_gives_the_reference_tokens(variant: str) -
     plan = replace(config.resolve(), num_blocks=24)
     decoder = load_decoder(plan, read_config(folder), lambda *_: None)
     stream = DeferredStream(7)
-    runner = ModelRunner(plan, decoder, stream)
+    runner = StepRunner(plan, decoder, stream)
     runner.warm_up()
     core = EngineCore(plan, runner)
     requests = []

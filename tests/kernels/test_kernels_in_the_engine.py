@@ -20,7 +20,7 @@ from ostinato.load import load_decoder
 from ostinato.models.checkpoint import read_config
 from ostinato.output_processor import OutputProcessor
 from ostinato.request import Request
-from ostinato.runner import ModelRunner
+from ostinato.runner import StepRunner
 
 pytestmark = pytest.mark.kernels
 
@@ -79,7 +79,7 @@ def test_the_whole_way_on_a_device_that_lags_behind() -> None:
     config = EngineConfig(folder, device="cpu", block_size=16, **options, **OPTIONS)
     plan = replace(config.resolve(), num_blocks=16)
     stream = DeferredStream(5, eagerness=0.2)
-    runner = ModelRunner(plan, load_decoder(plan, read_config(folder), lambda *_: None), stream)
+    runner = StepRunner(plan, load_decoder(plan, read_config(folder), lambda *_: None), stream)
     runner.warm_up()
     core = EngineCore(plan, runner)
     requests = []
