@@ -44,7 +44,7 @@ def choose_attention(wanted: str, device: torch.device, dtype: torch.dtype, larg
         faults = _faults(build)
         if isinstance(build, FlashBuild) and (wanted == "flash" or build.kind in SERVE_DECODE):
             if wanted == "flash" and faults:
-                warnings.warn(f"attention_backend='flash' is {build.name}: {faults}", RuntimeWarning, stacklevel=4)
+                warnings.warn(f"attention_backend='flash' is {build.name}: {faults}", RuntimeWarning, stacklevel=5)
             reason = "; ".join(filter(None, [build.name, faults]))
             return Attention(AttentionBackend.FLASH, reason, preferred_block_size(build))
         passed_over.append(f"flash: {faults}")
@@ -55,7 +55,7 @@ def choose_attention(wanted: str, device: torch.device, dtype: torch.dtype, larg
         chosen = Attention(AttentionBackend.TORCH, "; ".join(passed_over))
     if wanted not in ("auto", chosen.backend.value):
         text = f"attention_backend={wanted!r} cannot be used, {chosen.backend.value!r} is: {'; '.join(passed_over)}"
-        warnings.warn(text, RuntimeWarning, stacklevel=4)
+        warnings.warn(text, RuntimeWarning, stacklevel=5)
     return chosen
 
 

@@ -25,7 +25,9 @@ def engine_options(
     dtype: Annotated[str | None, typer.Option(help="auto (the checkpoint's), bfloat16, float16 or float32.")] = None,
     execution: Annotated[str | None, typer.Option(help="graph, compile, eager or emulate.")] = None,
     max_model_len: Annotated[int | None, typer.Option(help="Tokens of one request, prompt and output.")] = None,
-    kv_cache_memory: Annotated[str | None, typer.Option(help="Bytes, or like 2GiB or 500MB.")] = None,
+    kv_cache_memory: Annotated[
+        str | None, typer.Option(help="Bytes, or like 2GiB, '65536 tokens', '4096 blocks'.")
+    ] = None,
     max_num_seqs: Annotated[int | None, typer.Option(help="Requests that run at once.")] = None,
     attention_backend: Annotated[str | None, typer.Option(help="auto, triton, flash or torch.")] = None,
     model_impl: Annotated[str | None, typer.Option(help="auto, ostinato or transformers (its own model code).")] = None,

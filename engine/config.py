@@ -14,6 +14,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ostinato.cache_size import CacheSize, parse_amount
 from ostinato.layers.errors import ConfigError
 from ostinato.sampling_params import nearest, show
 
@@ -37,8 +38,8 @@ class EngineConfig:
     max_num_seqs: requests that run at once. max_num_batched_tokens: tokens of one step, prompts' and decodes' together.
     max_model_len: tokens of one request, prompt and output; None takes the checkpoint's, as far as memory goes.
     block_size: tokens of one KV block; ``"auto"`` takes what the attention backend likes best.
-    kv_cache_memory: bytes (an int, or ``"2GiB"``); None is the smaller of what ``max_num_seqs`` requests of
-    ``max_model_len`` tokens need and a quarter of the free memory.
+    kv_cache_memory: bytes (an int, or ``"2GiB"``), ``"65536 tokens"`` or ``"4096 blocks"``; None is the smaller of what
+    ``max_num_seqs`` requests of ``max_model_len`` tokens need and a quarter of the free memory.
     enable_prefix_caching: requests share the KV blocks of equal prompt beginnings.
     execution: ``"graph"`` (compiled, captured, replayed), ``"compile"``, ``"eager"``, or ``"emulate"`` (eager, through
     emulated graphs). capture_sizes: batch sizes that get a graph; None takes 1 to 16, then steps of 8.
@@ -59,7 +60,7 @@ class EngineConfig:
     max_model_len: int | None
     max_num_batched_tokens: int
     block_size: int | None
-    kv_cache_memory: int | None
+    kv_cache_memory: CacheSize | None
     enable_prefix_caching: bool
     execution: str
     capture_sizes: tuple[int, ...] | None
@@ -102,7 +103,7 @@ class EngineConfig:
             "max_model_len": _integer_or_none("max_model_len", max_model_len, 2, 1 << 30),
             "max_num_batched_tokens": _integer("max_num_batched_tokens", max_num_batched_tokens, 1, 1 << 24),
             "block_size": None if block_size == "auto" else _integer("block_size", block_size, 1, 4096),
-            "kv_cache_memory": _bytes_or_none("kv_cache_memory", kv_cache_memory),
+            "kv_cache_memory": cache_size_or_none("kv_cache_memory", kv_cache_memory),
             "enable_prefix_caching": _flag("enable_prefix_caching", enable_prefix_caching),
             "execution": _choice("execution", execution, EXECUTIONS),
             "capture_sizes": _sizes("capture_sizes", capture_sizes, "max_num_seqs", max_num_seqs),
@@ -176,16 +177,19 @@ def _integer_or_none(name: str, value: object, low: int, high: int) -> int | Non
     return None if value is None else _integer(name, value, low, high)
 
 
-def _bytes_or_none(name: str, value: object) -> int | None:
-    """Bytes from an integer or from a number with a unit: "2GiB", "500 MB", "1.5gb"."""
+def cache_size_or_none(name: str, value: object) -> CacheSize | None:
+    """Bytes from an integer or a number with a unit ("2GiB", "500 MB"), or an amount: "4096 tokens", "256 blocks"."""
     if value is None:
         return None
     number: Any = value
     if isinstance(value, str):
+        if (amount := parse_amount(name, value)) is not None:
+            return amount
         match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", value)
         unit = None if match is None else _UNITS.get(match[2].lower())
         if match is None or unit is None:
-            raise ConfigError(f"{name}: expected bytes, as an integer or like '2GiB' or '500MB', got {value!r}")
+            wanted = "bytes, as an integer or like '2GiB' or '500MB', or '4096 tokens', or '256 blocks'"
+            raise ConfigError(f"{name}: expected {wanted}, got {value!r}")
         number = min(1 << 61, int(min(float(match[1]) * unit, 1e30)))
     return _integer(name, number, 1, 1 << 60)
 

@@ -5,12 +5,13 @@ Owns the arithmetic of memory: how many blocks there are and how long a request 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
 from ostinato.attention_choice import Attention, choose_attention
+from ostinato.cache_size import blocks_of
 from ostinato.config import EngineConfig
 from ostinato.graphs.buckets import check_sizes, default_sizes
 from ostinato.layers.attention.backend import AttentionBackend
@@ -89,7 +90,6 @@ class Plan:
     def rows(self) -> list[tuple[str, str]]:
         """The plan as (name, value) pairs, in reading order."""
         config, spec = self.config, self.spec
-        kv_tokens = (self.num_blocks - 1) * self.block_size
         sizes = self.capture_sizes
         shown = ", ".join(map(str, sizes if len(sizes) <= 8 else (*sizes[:3], "…", *sizes[-2:])))
         graphs = f"{len(sizes)} batch sizes: {shown}" if self.captures else "none"
@@ -116,14 +116,19 @@ class Plan:
             ("max_model_len", f"{self.max_model_len:,} tokens"),
             ("max_num_seqs", f"{config.max_num_seqs:,} requests"),
             ("max_num_batched_tokens", f"{config.max_num_batched_tokens:,} tokens a step"),
-            (
-                "KV cache",
-                f"{format_bytes(self.kv_cache_bytes)}: {self.num_blocks - 1:,} blocks of {self.block_size} = "
-                f"{kv_tokens:,} tokens, {self.kv_bytes_per_token:,} bytes each",
-            ),
+            ("KV cache", self._cache()),
             ("prefix caching", "on" if config.enable_prefix_caching else "off"),
             *(("note", note) for note in self.notes),
         ]
+
+    def _cache(self) -> str:
+        """Its size; without one, what it will be made of."""
+        each = f"{self.kv_bytes_per_token:,} bytes each"
+        if not self.num_blocks:
+            return f"the caller's: blocks of {self.block_size} tokens, {each}"
+        blocks = self.num_blocks - 1
+        tokens = f"{blocks:,} blocks of {self.block_size} = {blocks * self.block_size:,} tokens"
+        return f"{format_bytes(self.kv_cache_bytes)}: {tokens}, {each}"
 
     def _compiled(self) -> str:
         """How many functions: each kind of layer for each class of shapes, the sampler's passes, heads and gathers."""
@@ -148,6 +153,19 @@ def make_plan(config: EngineConfig) -> Plan:
 
     ``ModelLoadError`` for the checkpoint, ``ConfigError`` where options contradict it, each other or the machine.
     """
+    plan = plan_without_cache(config)
+    block_size, block_bytes = plan.block_size, plan.block_bytes
+    num_blocks = _num_blocks(plan)
+    max_model_len, notes = _fit_length(config, block_size, plan.max_model_len, plan.window, num_blocks, block_bytes)
+    window = _window(plan.spec, max_model_len, block_size)
+    if window is not None:
+        notes = (f"KV blocks behind the last {window:,} tokens of a request are given back", *notes)
+    notes = (*plan.notes, *notes)
+    return replace(plan, num_blocks=num_blocks, max_model_len=max_model_len, window=window, notes=notes)
+
+
+def plan_without_cache(config: EngineConfig) -> Plan:
+    """All but the KV cache, which somebody else will make: ``num_blocks`` is 0. Raises as ``make_plan``."""
     folder = resolve_model(config.model, config.revision)
     raw = read_config(folder)
     described = describe(config.model_impl, folder, raw)
@@ -161,13 +179,6 @@ def make_plan(config: EngineConfig) -> Plan:
     largest_head = max(layer.attention.head_dim for layer in spec.layers)
     attention = choose_attention(config.attention_backend, device, dtype, largest_head)
     block_size = config.block_size or attention.block_size
-    window = _window(spec, max_model_len, block_size)
-    num_blocks = _num_blocks(config, block_size, max_model_len, window, kv_bytes_per_token, free, device)
-    block_bytes = kv_bytes_per_token * block_size
-    max_model_len, notes = _fit_length(config, block_size, max_model_len, window, num_blocks, block_bytes)
-    window = _window(spec, max_model_len, block_size)
-    if window is not None:
-        notes = (f"KV blocks behind the last {window:,} tokens of a request are given back", *notes)
     sizes = config.capture_sizes
     return Plan(
         config=config,
@@ -180,15 +191,15 @@ def make_plan(config: EngineConfig) -> Plan:
         attention=attention,
         block_size=block_size,
         max_model_len=max_model_len,
-        window=window,
-        num_blocks=num_blocks,
+        window=_window(spec, max_model_len, block_size),
+        num_blocks=0,
         capture_sizes=default_sizes(config.max_num_seqs) if sizes is None else check_sizes(sizes, config.max_num_seqs),
         prefill_capture_sizes=_prefill_sizes(config, device, attention),
         num_parameters=described.num_parameters,
         weight_bytes=weight_bytes,
         kv_bytes_per_token=kv_bytes_per_token,
         free_bytes=free,
-        notes=(*described.notes, *notes),
+        notes=described.notes,
     )
 
 
@@ -222,29 +233,23 @@ def _prefill_sizes(config: EngineConfig, device: torch.device, attention: Attent
     return tuple(size for size in PREFILL_SIZES if on_gpu and not by_torch and size <= config.max_num_batched_tokens)
 
 
-def _num_blocks(
-    config: EngineConfig,
-    block_size: int,
-    max_model_len: int,
-    window: int | None,
-    kv_bytes_per_token: int,
-    free: int,
-    device: torch.device,
-) -> int:
+def _num_blocks(plan: Plan) -> int:
     """Blocks with the null block: all that ``kv_cache_memory`` holds, or as many as all requests could ever use."""
-    block_bytes = kv_bytes_per_token * block_size
-    wanted = config.max_num_seqs * blocks_for(max_model_len, block_size)
-    if window is not None:
-        in_flight = config.max_num_batched_tokens * (2 if device.type == "cuda" else 1)
-        at_once = most_blocks(config.max_num_seqs, in_flight, window, block_size)
+    config, block_size, block_bytes, free = plan.config, plan.block_size, plan.block_bytes, plan.free_bytes
+    wanted = config.max_num_seqs * blocks_for(plan.max_model_len, block_size)
+    if plan.window is not None:
+        in_flight = config.max_num_batched_tokens * (2 if plan.device.type == "cuda" else 1)
+        at_once = most_blocks(config.max_num_seqs, in_flight, plan.window, block_size)
         wanted = min(wanted, at_once)
-    if config.kv_cache_memory is not None:
-        if config.kv_cache_memory > free:
+    if (size := config.kv_cache_memory) is not None:
+        num_blocks = blocks_of(size, block_size, block_bytes)
+        needed = size if isinstance(size, int) else num_blocks * block_bytes
+        if needed > free:
+            asked = f"{format_bytes(needed)} ({needed:,} bytes{'' if isinstance(size, int) else f', for {size}'})"
             raise ConfigError(
-                f"kv_cache_memory = {format_bytes(config.kv_cache_memory)} ({config.kv_cache_memory:,} bytes) is more "
-                f"than the {format_bytes(free)} that are free beside the weights"
+                f"kv_cache_memory = {asked} is more than the {format_bytes(free)} that are free beside the weights"
             )
-        return config.kv_cache_memory // block_bytes
+        return num_blocks
     return min(wanted + 1, free // 4 // block_bytes)
 
 

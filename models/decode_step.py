@@ -167,14 +167,17 @@ class StepModel:
 
     def decode(self, pieces: Pieces, rows: RowInputs, width: int, sampling: Sampling, inputs: SamplingInputs) -> None:
         """One token for each row, over the first ``width`` cells of the block table."""
+        self._sample(pieces, self.rows_hidden(pieces, rows, width), rows.row_slot, sampling, inputs)
+
+    def rows_hidden(self, pieces: Pieces, rows: RowInputs, width: int) -> Tensor:
+        """The last layer's output for one token of each row, ``[rows, hidden_size]``; keys and values are stored."""
         state = self.state
         table = state.block_table if rows.table_at is not None else state.block_table[:, :width]
         begun = pieces.begin_rows(state.last_token, table, self.rope.tables, rows)
         meta = AttentionMetadata(
             rows.slot_mapping, begun.block_table, rows.context_lens, None, None, None, backend=self.backend
         )
-        x = self._layers(pieces, begun.token_ids, rows.positions, begun.rotations, meta)
-        self._sample(pieces, x, rows.row_slot, sampling, inputs)
+        return self._layers(pieces, begun.token_ids, rows.positions, begun.rotations, meta)
 
     def mixed(
         self,
@@ -191,6 +194,12 @@ class StepModel:
 
         ``pieces`` run the tokens, ``row_pieces`` the head and the sampling of the ``n`` rows.
         """
+        x = self.tokens_hidden(pieces, tokens, width)
+        if len(sample_at):
+            self._sample(row_pieces, x.index_select(0, sample_at), sample_slot, sampling, inputs)
+
+    def tokens_hidden(self, pieces: Pieces, tokens: TokenInputs, width: int) -> Tensor:
+        """The last layer's output for each of ``tokens``, ``[tokens, hidden_size]``; keys and values are stored."""
         state = self.state
         fed = state.last_token[tokens.token_slot.clamp_min(0)].clamp_min(0)
         token_ids = torch.where(tokens.token_slot >= 0, fed, tokens.token_ids)
@@ -206,9 +215,7 @@ class StepModel:
             self.backend,
             tokens.host,
         )
-        x = self._layers(pieces, token_ids, tokens.positions, self.rope.at(tokens.positions), meta)
-        if len(sample_at):
-            self._sample(row_pieces, x.index_select(0, sample_at), sample_slot, sampling, inputs)
+        return self._layers(pieces, token_ids, tokens.positions, self.rope.at(tokens.positions), meta)
 
     def _layers(
         self,
