@@ -18,13 +18,13 @@ LARGEST = 1 << 40
 class Amount(NamedTuple):
     """A number of tokens or of blocks."""
 
-    count: int
+    number: int
     unit: str
-    """ "tokens" or "blocks"."""
+    """Which: "tokens" or "blocks"."""
 
     def __str__(self) -> str:
         """As it is read back: "4,096 tokens"."""
-        return f"{self.count:,} {self.unit}"
+        return f"{self.number:,} {self.unit}"
 
 
 CacheSize = int | Amount
@@ -32,7 +32,7 @@ CacheSize = int | Amount
 
 
 def parse_amount(name: str, text: str) -> Amount | None:
-    """ "4096 tokens" or "256 blocks"; None where ``text`` names neither. ``ConfigError`` out of range, by ``name``."""
+    """``"4096 tokens"`` or ``"256 blocks"``; None where it names neither unit. ``ConfigError`` out of range."""
     match = re.fullmatch(r"\s*(\d[\d,_]*)\s*(tokens?|blocks?)\s*", text, re.IGNORECASE)
     if match is None:
         return None
@@ -46,4 +46,4 @@ def blocks_of(size: CacheSize, block_size: int, block_bytes: int) -> int:
     """Blocks of ``block_size`` tokens and ``block_bytes`` bytes, null block included, that ``size`` comes to."""
     if isinstance(size, int):
         return size // block_bytes
-    return 1 + (size.count if size.unit == "blocks" else -(-size.count // block_size))
+    return 1 + (size.number if size.unit == "blocks" else -(-size.number // block_size))

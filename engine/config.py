@@ -103,7 +103,7 @@ class EngineConfig:
             "max_model_len": _integer_or_none("max_model_len", max_model_len, 2, 1 << 30),
             "max_num_batched_tokens": _integer("max_num_batched_tokens", max_num_batched_tokens, 1, 1 << 24),
             "block_size": None if block_size == "auto" else _integer("block_size", block_size, 1, 4096),
-            "kv_cache_memory": cache_size_or_none("kv_cache_memory", kv_cache_memory),
+            "kv_cache_memory": None if kv_cache_memory is None else cache_size("kv_cache_memory", kv_cache_memory),
             "enable_prefix_caching": _flag("enable_prefix_caching", enable_prefix_caching),
             "execution": _choice("execution", execution, EXECUTIONS),
             "capture_sizes": _sizes("capture_sizes", capture_sizes, "max_num_seqs", max_num_seqs),
@@ -177,10 +177,8 @@ def _integer_or_none(name: str, value: object, low: int, high: int) -> int | Non
     return None if value is None else _integer(name, value, low, high)
 
 
-def cache_size_or_none(name: str, value: object) -> CacheSize | None:
+def cache_size(name: str, value: object) -> CacheSize:
     """Bytes from an integer or a number with a unit ("2GiB", "500 MB"), or an amount: "4096 tokens", "256 blocks"."""
-    if value is None:
-        return None
     number: Any = value
     if isinstance(value, str):
         if (amount := parse_amount(name, value)) is not None:

@@ -9,7 +9,8 @@ import psutil
 import pytest
 import torch
 
-from engines import engine
+from engines import checkpoint, engine
+from ostinato import ConfigError, EngineConfig
 from ostinato.memory import container_bytes_left, format_bytes, free_bytes
 from ostinato.models.kv_cache import allocate_kv_cache
 from ostinato.models.registry import family_for
@@ -81,6 +82,34 @@ def test_pages_of_the_cache_are_resident_when_they_are_written(tmp_path: Path) -
 @pytest.mark.parametrize(("count", "text"), [(0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (3 << 40, "3 TiB")])
 def test_bytes_read_well(count: int, text: str) -> None:
     assert format_bytes(count) == text
+
+
+@pytest.mark.parametrize(
+    ("size", "usable"),
+    [("30 blocks", 30), ("1,000 tokens", 250), ("1 token", 1), ("1_001 Tokens", 251), (31 * 3072, 30)],
+)
+def test_a_cache_by_blocks_by_tokens_or_by_bytes(size: int | str, usable: int) -> None:
+    """Tokens and blocks are what requests can use; bytes are all that is taken, null block included."""
+    plan = EngineConfig(
+        checkpoint("qwen3")[0], device="cpu", block_size=4, max_num_seqs=2, kv_cache_memory=size
+    ).resolve()
+    assert plan.block_bytes == 3072
+    assert plan.num_blocks - 1 == usable
+    assert plan.max_model_len == min(plan.spec.max_position_embeddings, 4 * usable + 1)
+
+
+@pytest.mark.parametrize(
+    ("size", "match"),
+    [
+        ("0 blocks", "kv_cache_memory: expected 1 to 1,099,511,627,776 blocks, got '0 blocks'"),
+        ("9999999999999999 tokens", "kv_cache_memory: expected 1 to 1,099,511,627,776 tokens"),
+        ("64k tokens", "kv_cache_memory: expected bytes, .* or '4096 tokens', or '256 blocks', got '64k tokens'"),
+        ("1000000000 tokens", r"kv_cache_memory = .* \(768,000,003,072 bytes, for 1,000,000,000 tokens\) is more than"),
+    ],
+)
+def test_sizes_that_cannot_be_name_what_was_asked(size: str, match: str) -> None:
+    with pytest.raises(ConfigError, match=match):
+        EngineConfig(checkpoint("qwen3")[0], device="cpu", block_size=4, kv_cache_memory=size).resolve()
 
 
 def test_an_engine_says_what_it_holds() -> None:
