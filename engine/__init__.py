@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         PromptTooLong,
     )
     from ostinato.llm import LLM
+    from ostinato.model_runner import ModelRunner
     from ostinato.outputs import CompletionOutput, RequestOutput, StreamDelta
     from ostinato.sampling_params import SamplingParams
 
@@ -36,6 +37,7 @@ __all__ = [
     "EngineConfig",
     "EngineDead",
     "ModelLoadError",
+    "ModelRunner",
     "NonFiniteLogits",
     "OstinatoError",
     "OutOfBlocks",
@@ -62,6 +64,7 @@ _NAMES = {
         "PromptTooLong",
     ),
     "ostinato.llm": ("LLM",),
+    "ostinato.model_runner": ("ModelRunner",),
     "ostinato.outputs": ("CompletionOutput", "RequestOutput", "StreamDelta"),
     "ostinato.sampling_params": ("SamplingParams",),
 }

@@ -10,34 +10,69 @@ from __future__ import annotations
 import functools
 import warnings
 from collections.abc import Callable, Collection
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from ostinato.graphs.compiled import trace_failure
 from ostinato.graphs.graph_set import GraphSet, out_of_memory
+from ostinato.graphs.streams import DeviceStream
 from ostinato.graphs.toolchain import ToolchainPreparation, cpp_compiler_problem, toolchain_failure
 from ostinato.layers.errors import ConfigError
 from ostinato.layers.kernels.availability import triton_problem
 from ostinato.memory import format_bytes
+from ostinato.models.decode_step import StepDecoder, StepModel
+from ostinato.models.decoder import KVCache
 from ostinato.models.kv_cache import zero_null_block
 from ostinato.models.step_inputs import Sampling
 from ostinato.plan import Plan
 from ostinato.step_graphs import StepGraphs
-from ostinato.step_pieces import HINT_ROWS, HINT_WIDTH
-
-if TYPE_CHECKING:
-    from ostinato.runner import StepRunner
+from ostinato.step_pieces import HINT_ROWS, HINT_WIDTH, StepPieces
 
 Progress = Callable[..., None]
 """Told what start-up is doing now, and the fraction done where that is known."""
 
 
+class Runner(Protocol):
+    """What is warmed up: an engine's ``StepRunner``, or the ``LogitSteps`` of a cache."""
+
+    plan: Plan
+    stream: DeviceStream
+    pieces: StepPieces
+    graphs: StepGraphs
+    backend: str
+    fallback_reason: str | None
+    width: int
+    activation_bytes: int | None
+    graph_bytes: int
+
+    @property
+    def kinds(self) -> tuple[Sampling, ...]:
+        """Amounts of sampling work, each of which is compiled and captured."""
+
+    @property
+    def kv_cache(self) -> KVCache:
+        """The pages, per layer."""
+
+    @property
+    def open_model(self) -> StepModel:
+        """The model with its cache."""
+
+    def new_pieces(self, decoder: StepDecoder, *, compiled: bool) -> StepPieces:
+        """Its functions, compiled or not."""
+
+    def run_decode(self, rows: int, sampling: Sampling, width: int) -> None:
+        """Run a decode step on what the static inputs hold."""
+
+    def run_mixed(self, tokens: int, width: int, rows: int, sampling: Sampling, host: Tensor | None) -> None:
+        """Run a mixed step on what the static inputs hold; ``rows`` sample."""
+
+
 class WarmUp:
     """One warm-up of one runner."""
 
-    def __init__(self, runner: StepRunner, progress: Progress) -> None:
+    def __init__(self, runner: Runner, progress: Progress) -> None:
         self.runner = runner
         self.progress = progress
         self.on_gpu = runner.plan.device.type == "cuda"

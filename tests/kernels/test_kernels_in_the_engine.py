@@ -11,8 +11,8 @@ import torch
 
 import fake_flash_attn
 from deferred_stream import DeferredStream
-from engines import checkpoint, engine, prompts, reference_tokens, token_ids
-from ostinato import LLM, EngineConfig, SamplingParams
+from engines import checkpoint, engine, prompts, reference_logits, reference_tokens, token_ids
+from ostinato import LLM, EngineConfig, ModelRunner, SamplingParams
 from ostinato.core import EngineCore
 from ostinato.layers.attention import flash_detect
 from ostinato.layers.attention.backend import AttentionBackend
@@ -94,6 +94,27 @@ def test_the_whole_way_on_a_device_that_lags_behind() -> None:
     assert [request.output_token_ids for request in requests] == want
     assert stream.lag >= 1
     assert core.stats().prefill_replays
+
+
+def test_a_callers_own_schedule_on_a_device_that_lags_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    """``ModelRunner`` on our kernels: prompts and decode rows by graphs, then a prompt that none holds."""
+    monkeypatch.setattr("ostinato.model_runner.stream_of", lambda device, emulate: DeferredStream(3, eagerness=0.2))
+    options = {"execution": "emulate", "device": "cpu", "max_model_len": 128, "prefill_capture_sizes": [64]}
+    with ModelRunner(checkpoint("qwen3")[0], block_size=4, **options, **OPTIONS) as runner:
+        cache, wanted = runner.create_kv_cache(60), prompts(3, seed=4)
+        tables = [list(cache.blocks)[20 * row : 20 * row + 20] for row in range(3)]
+        tokens = [[token] for token in runner.prefill(cache, wanted, tables).tokens.tolist()]
+        for step in range(5):
+            at = [len(prompt) + step for prompt in wanted]
+            out = runner.decode(cache, [row[-1] for row in tokens], at, tables)
+            for row, token in zip(tokens, out.tokens.tolist(), strict=True):
+                row.append(token)
+        assert tokens == [reference_tokens("qwen3", prompt, 6) for prompt in wanted]
+        assert cache.replays == {1: 0, 3: 5}
+        assert cache.steps.graphs.prefill.replays == {64: 1}
+        every = runner.prefill(cache, wanted, tables, logit_positions="all").logits.split([len(p) for p in wanted])
+        for logits, prompt in zip(every, wanted, strict=True):
+            torch.testing.assert_close(logits, reference_logits("qwen3", prompt), rtol=1e-3, atol=1e-3)
 
 
 def test_half_precision_stays_near_the_reference() -> None:
