@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     )
     from ostinato.llm import LLM
     from ostinato.model_runner import ModelRunner
-    from ostinato.outputs import CompletionOutput, RequestOutput, StreamDelta
+    from ostinato.outputs import CompletionOutput, Logprob, RequestOutput, StreamDelta
     from ostinato.sampling_params import SamplingParams
 
 __version__ = "0.1.0"
@@ -36,6 +36,7 @@ __all__ = [
     "ConfigError",
     "EngineConfig",
     "EngineDead",
+    "Logprob",
     "ModelLoadError",
     "ModelRunner",
     "NonFiniteLogits",
@@ -65,7 +66,7 @@ _NAMES = {
     ),
     "ostinato.llm": ("LLM",),
     "ostinato.model_runner": ("ModelRunner",),
-    "ostinato.outputs": ("CompletionOutput", "RequestOutput", "StreamDelta"),
+    "ostinato.outputs": ("CompletionOutput", "Logprob", "RequestOutput", "StreamDelta"),
     "ostinato.sampling_params": ("SamplingParams",),
 }
 _HOME = {name: module for module, names in _NAMES.items() for name in names}

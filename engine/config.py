@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from ostinato.cache_size import CacheSize, parse_amount
 from ostinato.layers.errors import ConfigError
-from ostinato.sampling_params import nearest, show
+from ostinato.param_checks import nearest, show
 
 if TYPE_CHECKING:
     from ostinato.plan import Plan

@@ -274,6 +274,7 @@ class EngineCore:
             steps_without_graph=dict(runner.graphs.not_served),
             eager_fallbacks=runner.fallbacks,
             eager_breaks=runner.graphs.breaks,
+            launches_held_back=scheduler.num_held_back,
             preemptions=scheduler.num_preemptions,
             prefix_queries=pool.queries,
             prefix_hits=pool.hits,

@@ -57,6 +57,7 @@ def _metrics(core: EngineCore, stats: Stats, sizes: dict[str, Any] | None) -> di
         "eager_fallbacks": dict(stats.eager_fallbacks),
         "mixed_steps_without_graph": dict(stats.steps_without_graph) if graphs.decode.sizes else {},
         "eager_breaks": list(stats.eager_breaks),
+        "launches_held_back": stats.launches_held_back,
         "recompiles": stats.compiles_after_warmup - runner.promises.late_kernels,
         "late_kernel_compiles": runner.promises.late_kernels,
         "late_captures": stats.captures_after_warmup,
@@ -140,6 +141,11 @@ def _advice(core: EngineCore, stats: Stats, sizes: dict[str, Any] | None) -> Ite
         yield (
             f"{sum(too_long):,} steps with prompts were too large for a graph: prefill_capture_sizes=[…] beyond "
             f"{largest} would serve the shorter of them, which matters for the first token's time."
+        )
+    if stats.launches_held_back:
+        yield (
+            f"{stats.launches_held_back:,} steps were not launched ahead: what a request might draw depended on its "
+            "last token (bad_words of several tokens), so the device waited for the host."
         )
     if sizes is not None:
         yield _about_sizes(stats, sizes)

@@ -25,11 +25,13 @@ class MemoryUse:
     """Of a full batch, in the model's dtype."""
     graphs: int
     """What capturing took: their memory pool and what the driver keeps of them, measured; 0 on a CPU."""
+    sampling: int
+    """Tables of token counts, biases and masks, one row for each of ``max_num_seqs`` and a spare one."""
 
     @property
     def total(self) -> int:
         """All of it; logits are part of the activations."""
-        return self.weights + self.kv_cache + (self.activations or 0) + self.graphs
+        return self.weights + self.kv_cache + (self.activations or 0) + self.graphs + self.sampling
 
     def __str__(self) -> str:
         """One a line."""

@@ -9,6 +9,7 @@ Knows tokens, text and why the scheduler ended a request, which it never changes
 
 from __future__ import annotations
 
+from ostinato.logprob_records import LogprobRecords
 from ostinato.outputs import CompletionOutput, FinishReason, RequestOutput, StopReason, StreamDelta
 from ostinato.request import Request
 from ostinato.stop_strings import StopStrings
@@ -22,6 +23,7 @@ class OutputProcessor:
         self._request = request
         self._prompt = prompt
         self._stream = tokenizer.text_stream(request.prompt_token_ids) if tokenizer is not None else None
+        self._logprobs = LogprobRecords(tokenizer, request)
         self._stops = StopStrings(request.params.stop)
         self._stop_string: str | None = None  # the one that was found
         self._held = ""
@@ -46,6 +48,7 @@ class OutputProcessor:
         """
         if self._stop_string is not None:
             return None
+        self._logprobs.push(self._request.num_prompt_tokens + self._num_pushed, token_id)
         self._num_pushed += 1
         ends_it = self._request.finish_reason == "stop" and self._num_pushed == self._request.num_generated
         if self._stream is None or ends_it:
@@ -69,17 +72,20 @@ class OutputProcessor:
             return None
         text = "".join(self._new)
         self._new.clear()
+        logprobs = None if self._logprobs.answer is None else self._logprobs.answer[self._num_delivered :]
         self._num_delivered = self._num_pushed
         self._last_delivered = self._finished
         reason, cause = self._reasons()
         return StreamDelta(
-            self._request.request_id, text, token_ids, self._finished, reason, cause, self._num_cached_tokens
+            self._request.request_id, text, token_ids, self._finished, reason, cause, self._num_cached_tokens, logprobs
         )
 
     def output(self) -> RequestOutput:
         """Return everything so far, without what is held back."""
         request = self._request
-        completion = CompletionOutput(0, "".join(self._shown), self._token_ids(0), *self._reasons())
+        records = self._logprobs
+        logprobs = records.cumulative, None if records.answer is None else list(records.answer)
+        completion = CompletionOutput(0, "".join(self._shown), self._token_ids(0), *self._reasons(), *logprobs)
         return RequestOutput(
             request_id=request.request_id,
             prompt=self._prompt,
@@ -88,6 +94,7 @@ class OutputProcessor:
             finished=self._finished,
             outputs=[completion],
             error=request.error,
+            prompt_logprobs=records.prompt,
         )
 
     @property

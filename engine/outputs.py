@@ -22,19 +22,41 @@ StopReason: TypeAlias = int | str | None
 
 
 @dataclass(frozen=True, slots=True)
+class Logprob:
+    """How likely a token was: its natural logarithm, its rank (1 for the likeliest), its text (None: no tokenizer)."""
+
+    logprob: float
+    rank: int
+    decoded_token: str | None
+
+
+Logprobs: TypeAlias = dict[int, Logprob]
+"""For one position: the token there and the likeliest ones, by their ids."""
+
+
+@dataclass(frozen=True, slots=True)
 class CompletionOutput:
-    """One generated continuation; ``finish_reason`` is None while it grows."""
+    """One generated continuation; ``finish_reason`` is None while it grows.
+
+    ``logprobs`` has an entry for each of ``token_ids``, ``cumulative_logprob`` is the sum of theirs; None if not asked.
+    """
 
     index: int
     text: str
     token_ids: list[int]
     finish_reason: FinishReason | None
     stop_reason: StopReason
+    cumulative_logprob: float | None = None
+    logprobs: list[Logprobs] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class RequestOutput:
-    """A whole request; ``prompt`` is None where token ids were given, ``num_cached_tokens`` counts prompt tokens."""
+    """A whole request; ``prompt`` is None where token ids were given, ``num_cached_tokens`` counts prompt tokens.
+
+    ``prompt_logprobs`` has an entry for each token of the prompt as far as it was computed, None for the first, of
+    which nothing can be said; None if not asked.
+    """
 
     request_id: int
     prompt: str | None
@@ -43,6 +65,7 @@ class RequestOutput:
     finished: bool
     outputs: list[CompletionOutput]
     error: OstinatoError | None = None
+    prompt_logprobs: list[Logprobs | None] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,3 +79,5 @@ class StreamDelta:
     finish_reason: FinishReason | None
     stop_reason: StopReason
     num_cached_tokens: int
+    logprobs: list[Logprobs] | None = None
+    """One for each of ``token_ids``; None if not asked."""

@@ -131,10 +131,10 @@ class Plan:
         return f"{format_bytes(self.kv_cache_bytes)}: {tokens}, {each}"
 
     def _compiled(self) -> str:
-        """How many functions: each kind of layer for each class of shapes, the sampler's passes, heads and gathers."""
+        """How many functions: each kind of layer for each class of shapes, passes of the sampler, heads and gathers."""
         kinds = len(set(self.spec.layers)) if self.model_impl == "ostinato" else 1
         rows = 2 if self.config.max_num_seqs > 1 else 1  # classes of shapes: one row, several; and tokens
-        passes = 2 if self.attention.backend is AttentionBackend.TORCH else 0  # else sampling is a kernel
+        passes = 3 if self.attention.backend is AttentionBackend.TORCH else 1  # else only edits are not our kernels
         others = passes + (1 if self.device.type == "cpu" else 2 * rows)
         what = f"{kinds} kind{'s' if kinds > 1 else ''} of layers x {rows + 1} classes of shapes + {others}"
         return f"{kinds * (rows + 1) + others} functions, whatever the depth: {what}"

@@ -23,10 +23,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import TYPE_CHECKING, NamedTuple
 
 from ostinato.layers.errors import OstinatoError
 from ostinato.outputs import FinishReason, StopReason
 from ostinato.sampling_params import SamplingParams
+
+if TYPE_CHECKING:
+    from ostinato.token_masks import TokenMask
 
 
 class RequestStatus(Enum):
@@ -37,14 +41,24 @@ class RequestStatus(Enum):
     FINISHED = "finished"  # for good: finish_reason is set, no blocks, no row slot
 
 
+class TokenProbe(NamedTuple):
+    """How likely a token was."""
+
+    logprob: float
+    rank: int
+    top: list[tuple[int, float]]
+    """The likeliest tokens and their logprobs, as many as were asked for."""
+
+
 @dataclass(slots=True, eq=False, repr=False)
 class Request:
     """Tokens and progress of one request; equal only to itself.
 
     ``digests`` has one entry per full block, as far as somebody asked. ``num_cached_tokens`` is what the first
     admission took from the prefix index (-1 before). ``row_slot`` and ``admission`` are -1 when not running; no two
-    admissions ever have the same number, so an unchanged number means an unchanged row. ``max_length`` (tokens) is
-    lowered to ``max_model_len`` at submission.
+    admissions ever have the same number, so an unchanged number means an unchanged row. ``mask`` says which tokens it
+    may draw; None: all. ``max_length`` (tokens) is lowered to ``max_model_len`` at submission. ``probes`` says, by
+    position, how likely tokens were, where that was asked for: written as tokens are brought in, before they count.
     """
 
     request_id: int
@@ -52,6 +66,7 @@ class Request:
     params: SamplingParams
     seed: int = 0  # resolved: 0 <= seed < 2**64
     eos_token_ids: frozenset[int] = frozenset()
+    mask: TokenMask | None = None
 
     num_prompt_tokens: int = field(init=False)
     max_length: int = field(init=False)
@@ -68,6 +83,7 @@ class Request:
     finish_reason: FinishReason | None = field(default=None, init=False)
     stop_reason: StopReason = field(default=None, init=False)
     error: OstinatoError | None = field(default=None, init=False)
+    probes: dict[int, TokenProbe] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
         self.num_prompt_tokens = len(self.prompt_token_ids)
@@ -95,6 +111,16 @@ class Request:
     def num_drawn(self) -> int:
         """Tokens generated so far, those of steps in flight included: the index of the next one."""
         return self.num_tokens - self.num_prompt_tokens
+
+    @property
+    def edits(self) -> bool:
+        """Whether its logits are changed before a token is chosen: by biases, penalties or a mask."""
+        return self.mask is not None or self.params.penalises or bool(self.params.logit_bias)
+
+    @property
+    def awaits_tokens(self) -> bool:
+        """Whether what it may draw next depends on its tokens: no step of it is launched before all are known."""
+        return self.mask is not None and self.mask.follows_tokens
 
     @property
     def output_token_ids(self) -> list[int]:

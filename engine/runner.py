@@ -27,13 +27,17 @@ from ostinato.graphs.streams import DeviceStream, Event, stream_of
 from ostinato.graphs.toolchain import ToolchainPreparation
 from ostinato.layers.attention.backend import AttentionBackend
 from ostinato.layers.errors import ConfigError, EngineDead
+from ostinato.layers.logit_edits import EditInputs
+from ostinato.layers.logprobs import Probes
+from ostinato.layers.sampler import SamplingInputs
 from ostinato.memory import MemoryUse, format_bytes
-from ostinato.models.decode_step import StepDecoder, StepModel
+from ostinato.models.decode_step import StepDecoder, StepModel, head
 from ostinato.models.decoder import KVCache
 from ostinato.models.kv_cache import allocate_kv_cache
 from ostinato.models.rope_tables import rope_of
-from ostinato.models.step_inputs import Sampling
+from ostinato.models.step_inputs import BY_KERNELS, BY_PASSES, Sampling
 from ostinato.plan import Plan
+from ostinato.probe_buffers import ProbedPrompt, PromptSpan, keep_prompts, keep_sampled, prompt_spans
 from ostinato.promises import Promises
 from ostinato.step import Step
 from ostinato.step_buffers import PackedStep, StepBuffers
@@ -48,6 +52,10 @@ class Flight:
 
     tokens: Tensor
     done: Event
+    step: Step
+    probes: Probes | None = None
+    """Of a step that samples with logprobs: what it said of each of ``tokens``."""
+    prompts: Sequence[ProbedPrompt] = ()
 
 
 class StepRunner:
@@ -60,7 +68,7 @@ class StepRunner:
         self.backend, self.fallback_reason = usable_backend(plan)
         self.stream = stream or stream_of(plan.device, emulate=self.backend == "emulated")
         self.kernels = plan.attention.backend is not AttentionBackend.TORCH
-        self.kinds = (Sampling.GREEDY, Sampling.FILTERED) if self.kernels else tuple(Sampling)
+        self.kinds = BY_KERNELS if self.kernels else BY_PASSES
         self.counts: Counter[str] = Counter()
         with self._neutral():
             self.buffers = StepBuffers(
@@ -68,6 +76,7 @@ class StepRunner:
                 config.max_num_batched_tokens,
                 plan.block_size,
                 plan.table_width,
+                plan.spec.vocab_size,
                 self.stream,
                 fixed_width=self.backend in ("cuda", "emulated") or self.kernels,
                 kinds=self.kinds,
@@ -117,7 +126,8 @@ class StepRunner:
         plan = self.plan
         logits = plan.config.max_num_seqs * plan.spec.vocab_size * plan.dtype.itemsize
         pages = sum(tensor.nbytes for pair in self.kv_cache for tensor in pair)
-        return MemoryUse(plan.weight_bytes, pages, self.activation_bytes, logits, self.graph_bytes)
+        tables = self.buffers.edits.num_bytes
+        return MemoryUse(plan.weight_bytes, pages, self.activation_bytes, logits, self.graph_bytes, tables)
 
     @property
     def fallbacks(self) -> dict[str, int]:
@@ -153,28 +163,38 @@ class StepRunner:
                 self._compile_again()
             if self.plan.config.debug:
                 self.promises.check(self.pieces.compiles, self.graphs.captures, self.named_tensors())
-            size = self.graphs.prefill_size(step)
+            spans = prompt_spans(step)
+            size = self.graphs.prefill_size(step, "prompt_logprobs" if spans else None)
             packed = self.buffers.pack(step, size or 0)
-            work = self._work(packed, size)
+            prompts, watch = self._watched_prompts(spans)
+            work = self._work(packed, size, watch)
             self._launches += 1
             tokens = self._results[self._launches % len(self._results)][: packed.rows]
             out = self.buffers.state.out[: packed.rows]
+            probes, bring = self._probes(packed)
 
             def run() -> None:
                 packed.upload()
                 work()
                 tokens.copy_(out, non_blocking=True)
+                bring()
 
             before = self.promises.forms()
             done = self.stream.submit(run)
             self.promises.kernel_compiles += self.promises.forms() - before
         self.buffers.launched(step, packed, done)
         self._watch()
-        return Flight(tokens, done)
+        return Flight(tokens, done, step, probes, prompts)
 
     def collect(self, flight: Flight) -> list[int]:
-        """The tokens that a launched step sampled, -1 where logits were not finite; waits for them."""
+        """The tokens that a launched step sampled, -1 where logits were not finite; waits for them.
+
+        What its requests asked to know of tokens is theirs then.
+        """
         flight.done.wait()
+        if flight.probes is not None:
+            keep_sampled(flight.step, flight.probes)
+        keep_prompts(flight.prompts)
         tokens: list[int] = flight.tokens.tolist()
         return tokens
 
@@ -215,10 +235,26 @@ class StepRunner:
 
     # One step's work.
 
-    def _work(self, packed: PackedStep, prefill_size: int | None) -> Callable[[], None]:
+    def _probes(self, packed: PackedStep) -> tuple[Probes | None, Callable[[], None]]:
+        """Where the host finds how likely the step's tokens were, and what brings it there."""
+        if not packed.sampling.probes:
+            return None, lambda: None
+        return self.buffers.probes.results(packed.rows, self._launches)
+
+    def _watched_prompts(
+        self, spans: Sequence[PromptSpan]
+    ) -> tuple[Sequence[ProbedPrompt], Callable[[Tensor], None] | None]:
+        """The same for prompts: what is to be shown the last layer's output."""
+        if not spans:
+            return (), None
+        return self.buffers.probes.prompts(spans, functools.partial(head, self.open_model.decoder))
+
+    def _work(
+        self, packed: PackedStep, prefill_size: int | None, watch: Callable[[Tensor], None] | None
+    ) -> Callable[[], None]:
         """What to submit for a packed step, with all that it depends on bound now: it may run later."""
         if packed.tokens:
-            return self._mixed_work(packed, prefill_size)
+            return self._mixed_work(packed, prefill_size, watch)
         rows, sampling, width = packed.rows, packed.sampling, packed.width
         size = self.graphs.decode_size(rows)
         if size is None:
@@ -226,11 +262,13 @@ class StepRunner:
         self.counts["padding_rows"] += size - rows
         return functools.partial(self._replay, size, sampling, width)
 
-    def _mixed_work(self, packed: PackedStep, prefill_size: int | None) -> Callable[[], None]:
+    def _mixed_work(
+        self, packed: PackedStep, prefill_size: int | None, watch: Callable[[Tensor], None] | None
+    ) -> Callable[[], None]:
         if prefill_size is not None:
             return functools.partial(self.graphs.prefill.replay, prefill_size, packed.sampling)
         arguments = packed.tokens, packed.width, packed.rows, packed.sampling, packed.host
-        return functools.partial(self.run_mixed, *arguments)
+        return functools.partial(self.run_mixed, *arguments, watch)
 
     def _replay(self, size: int, sampling: Sampling, width: int) -> None:
         self.width = width
@@ -239,11 +277,19 @@ class StepRunner:
     def run_decode(self, rows: int, sampling: Sampling, width: int) -> None:
         """Run a decode step's pieces on what the static inputs hold."""
         buffers = self.buffers
-        inputs = buffers.sampling_inputs(rows)
-        self.open_model.decode(self.pieces.for_rows(rows), buffers.row_inputs(rows), width, sampling, inputs)
+        inputs, edits = self._sampling_inputs(rows, sampling)
+        self.open_model.decode(self.pieces.for_rows(rows), buffers.row_inputs(rows), width, sampling, inputs, edits)
 
-    def run_mixed(self, tokens: int, width: int, rows: int, sampling: Sampling, host: Tensor | None) -> None:
-        """Run a mixed step's pieces on what the static inputs hold; ``rows`` sample."""
+    def run_mixed(
+        self,
+        tokens: int,
+        width: int,
+        rows: int,
+        sampling: Sampling,
+        host: Tensor | None,
+        watch: Callable[[Tensor], None] | None = None,
+    ) -> None:
+        """Run a mixed step's pieces on what the static inputs hold; ``rows`` sample. See ``StepModel.mixed``."""
         buffers = self.buffers
         self.open_model.mixed(
             self.pieces.for_tokens,
@@ -253,8 +299,13 @@ class StepRunner:
             buffers.sample_at(rows),
             buffers.sample_slot(rows),
             sampling,
-            buffers.sampling_inputs(rows),
+            *self._sampling_inputs(rows, sampling),
+            watch,
         )
+
+    def _sampling_inputs(self, rows: int, sampling: Sampling) -> tuple[SamplingInputs, EditInputs | None]:
+        buffers = self.buffers
+        return buffers.sampling_inputs(rows), buffers.edit_inputs(rows) if sampling.edits else None
 
     # What is watched.
 

@@ -1,38 +1,73 @@
 """What one request asks for: how to sample, when to stop, whether to share its prefix.
 
 Owns the meaning and the range of every parameter. A `SamplingParams` that exists is valid: nothing behind it checks
-again. It knows no tokenizer, vocabulary or model, so bounds that depend on them (a stop token id below the vocabulary
-size, a prompt that fits) are the engine's to check. Torch-free and numpy-free; numpy scalars are taken and become
-Python numbers.
+again. It knows no tokenizer, vocabulary or model, so bounds that depend on them (a token id below the vocabulary size,
+a prompt that fits) are the engine's to check. Torch-free and numpy-free.
 """
 
 from __future__ import annotations
 
-import math
-import numbers
-import operator
-from collections.abc import Collection, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Never
 
 from ostinato.layers.errors import ParamError
+from ostinato.param_checks import (
+    INT32_MAX,
+    biases,
+    flag,
+    fraction,
+    integer,
+    items,
+    nearest,
+    real,
+    show,
+    string,
+    token_id,
+    within,
+)
 
-INT32_MAX = 2**31 - 1  # top_k, lengths and token ids travel to the device as int32
 MIN_TEMPERATURE, MAX_TEMPERATURE = 1e-6, 1e6  # logits divided by it stay finite and distinct in float32
+MIN_REPETITION_PENALTY, MAX_REPETITION_PENALTY = 0.01, 100.0
+MAX_PENALTY = 2.0
+"""Of a presence or frequency penalty, either way."""
 MAX_STOP_STRINGS = 16
 MAX_STOP_TOKEN_IDS = 31
-MAX_STRING_LENGTH = 1_000  # characters of one stop string or of the salt
+MAX_LOGIT_BIAS = 300
+"""Tokens that one request may bias."""
+LARGEST_BIAS = 100.0
+MAX_ALLOWED_TOKEN_IDS = 1 << 20
+MAX_BAD_WORDS = 128
+MAX_LOGPROBS = 20
+"""Likeliest tokens that are told of each token."""
 
 
 @dataclass(frozen=True, init=False)
 class SamplingParams:
-    """Sampling parameters of one request; keyword arguments only.
+    """Sampling parameters of one request; keyword arguments only. Names and meanings are vLLM's unless said otherwise.
 
-    temperature: 0 is greedy (an exact argmax), else 1e-6 to 1e6.
+    Which token is drawn: logits are biased, penalised and masked, then divided by the temperature and filtered.
+
+    temperature: 0 is greedy (an exact argmax of the edited logits), else 1e-6 to 1e6.
     top_k: keep the k likeliest tokens; 0 or -1 keeps all (stored as 0).
     top_p: keep the likeliest tokens whose probabilities reach it, in (0, 1].
     min_p: keep tokens at least this fraction as likely as the likeliest, in [0, 1].
     seed: in [-2**63, 2**64); None lets the engine draw one, so that equal prompts are not clones.
+    repetition_penalty: transformers' (Keskar et al. 2019): for every token of the prompt and of the answer so far, a
+        positive logit is divided by it, a negative one multiplied; 0.01 to 100, 1 is off.
+    presence_penalty: OpenAI's: subtracted from the logit of every token that the answer has so far; -2 to 2, 0 is off.
+    frequency_penalty: OpenAI's: subtracted as often as the answer has the token so far; -2 to 2, 0 is off. A token is
+        counted up to 16,383 times.
+    logit_bias: OpenAI's: up to 300 token ids, each with -100 to 100 that is added to its logit before the penalties.
+    allowed_token_ids: no other token is drawn; at least one id, None is off.
+    bad_words: up to 128 strings whose tokens are not drawn in a row: each as it is and after a space, as its tokenizer
+        splits it. The last token of one is excluded where those before it end the prompt and the answer so far
+        (transformers' ``bad_words_ids``; vLLM looks at the answer alone). Words of several tokens keep the engine from
+        launching a step before the last one's token has arrived (``stats().launches_held_back``).
+    logprobs: tell how likely each token of the answer was, and this many of the likeliest, 0 to 20; None is off. Of the
+        model's own distribution, before edits and temperature (vLLM's "raw logprobs").
+    prompt_logprobs: the same for each token of the prompt but the first. The whole prompt is computed then: what other
+        requests have cached of it is not used.
     max_tokens, min_tokens: generated tokens. Before `min_tokens` nothing but an error or an abort ends the request.
     stop: one string or up to 16; generation ends where one appears, and the text ends before it.
     stop_token_ids: up to 31 token ids that end generation as an end-of-sequence token does.
@@ -40,7 +75,7 @@ class SamplingParams:
     cache_salt: requests share cached prefixes only with requests of the same salt.
     enable_prefix_caching: False neither reads nor feeds the prefix cache.
 
-    Raises ParamError, naming the parameter and its value.
+    A request whose every token is excluded ends with an error. Raises ParamError, naming the parameter and its value.
     """
 
     temperature: float
@@ -48,6 +83,14 @@ class SamplingParams:
     top_p: float
     min_p: float
     seed: int | None
+    repetition_penalty: float
+    presence_penalty: float
+    frequency_penalty: float
+    logit_bias: tuple[tuple[int, float], ...]
+    allowed_token_ids: tuple[int, ...] | None
+    bad_words: tuple[str, ...]
+    logprobs: int | None
+    prompt_logprobs: int | None
     max_tokens: int
     min_tokens: int
     stop: tuple[str, ...]
@@ -64,6 +107,14 @@ class SamplingParams:
         top_p: float = 1.0,
         min_p: float = 0.0,
         seed: int | None = None,
+        repetition_penalty: float = 1.0,
+        presence_penalty: float = 0.0,
+        frequency_penalty: float = 0.0,
+        logit_bias: Mapping[int, float] | None = None,
+        allowed_token_ids: Sequence[int] | None = None,
+        bad_words: Sequence[str] = (),
+        logprobs: int | None = None,
+        prompt_logprobs: int | None = None,
         max_tokens: int = 64,
         min_tokens: int = 0,
         stop: str | Sequence[str] = (),
@@ -75,20 +126,29 @@ class SamplingParams:
     ) -> None:
         for name in unknown:
             raise ParamError(f"SamplingParams has no parameter {name!r}{nearest(name, self.__dataclass_fields__)}")
-        max_tokens = _integer("max_tokens", max_tokens, 1, INT32_MAX)
+        max_tokens = integer("max_tokens", max_tokens, 1, INT32_MAX)
+        repeat_limits = MIN_REPETITION_PENALTY, MAX_REPETITION_PENALTY
         valid = {
             "temperature": _temperature(temperature),
-            "top_k": max(0, _integer("top_k", top_k, -1, INT32_MAX)),
-            "top_p": _fraction("top_p", top_p, zero_allowed=False),
-            "min_p": _fraction("min_p", min_p, zero_allowed=True),
-            "seed": None if seed is None else _integer("seed", seed, -(2**63), 2**64 - 1),
+            "top_k": max(0, integer("top_k", top_k, -1, INT32_MAX)),
+            "top_p": fraction("top_p", top_p, zero_allowed=False),
+            "min_p": fraction("min_p", min_p, zero_allowed=True),
+            "seed": None if seed is None else integer("seed", seed, -(2**63), 2**64 - 1),
+            "repetition_penalty": within("repetition_penalty", repetition_penalty, *repeat_limits),
+            "presence_penalty": within("presence_penalty", presence_penalty, -MAX_PENALTY, MAX_PENALTY),
+            "frequency_penalty": within("frequency_penalty", frequency_penalty, -MAX_PENALTY, MAX_PENALTY),
+            "logit_bias": biases("logit_bias", () if logit_bias is None else logit_bias, MAX_LOGIT_BIAS, LARGEST_BIAS),
+            "allowed_token_ids": None if allowed_token_ids is None else _allowed(allowed_token_ids),
+            "bad_words": items("bad_words", bad_words, MAX_BAD_WORDS, string),
+            "logprobs": None if logprobs is None else integer("logprobs", logprobs, 0, MAX_LOGPROBS),
+            "prompt_logprobs": None if prompt_logprobs is None else _prompt_logprobs(prompt_logprobs),
             "max_tokens": max_tokens,
             "min_tokens": _min_tokens(min_tokens, max_tokens),
-            "stop": _stop(stop),
-            "stop_token_ids": _stop_token_ids(stop_token_ids),
-            "ignore_eos": _flag("ignore_eos", ignore_eos),
+            "stop": items("stop", [stop] if isinstance(stop, str) else stop, MAX_STOP_STRINGS, string),
+            "stop_token_ids": items("stop_token_ids", stop_token_ids, MAX_STOP_TOKEN_IDS, token_id),
+            "ignore_eos": flag("ignore_eos", ignore_eos),
             "cache_salt": None if cache_salt is None else _salt(cache_salt),
-            "enable_prefix_caching": _flag("enable_prefix_caching", enable_prefix_caching),
+            "enable_prefix_caching": flag("enable_prefix_caching", enable_prefix_caching),
         }
         for name, value in valid.items():
             object.__setattr__(self, name, value)  # the one place: a frozen dataclass has no other way to be filled
@@ -98,101 +158,42 @@ class SamplingParams:
         """An exact argmax: no noise is drawn."""
         return self.temperature == 0
 
-
-def nearest(name: str, known: Collection[str]) -> str:
-    """The hint after an unknown option name: ``"; did you mean 'top_p'?"``, or the list of all known names."""
-    from difflib import get_close_matches  # only paid for on a mistake
-
-    close = get_close_matches(name, known, n=1)
-    return f"; did you mean {close[0]!r}?" if close else f"; known are {', '.join(known)}"
-
-
-def show(value: object) -> str:
-    """A value for an error message: short, and never an error of its own (a 5,000-digit int cannot be printed)."""
-    try:
-        text = repr(value)
-    except Exception:
-        text = "a value that cannot be printed"
-    return f"{text if len(text) <= 80 else text[:77] + '...'} ({type(value).__name__})"
-
-
-def _integer(name: str, value: object, low: int, high: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-        raise ParamError(f"{name} must be an integer, got {show(value)}")
-    number = operator.index(value)
-    if not low <= number <= high:
-        raise ParamError(f"{name} must be from {low} to {high}, got {show(number)}")
-    return number
-
-
-def _real(name: str, value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise ParamError(f"{name} must be a number, got {show(value)}")
-    try:
-        number = float(value)
-    except OverflowError:
-        number = math.inf
-    if not math.isfinite(number):
-        raise ParamError(f"{name} must be finite, got {show(value)}")
-    return number
+    @property
+    def penalises(self) -> bool:
+        """Whether it matters how often a token was there before."""
+        return self.repetition_penalty != 1 or self.presence_penalty != 0 or self.frequency_penalty != 0
 
 
 def _temperature(value: object) -> float:
-    number = _real("temperature", value)
+    number = real("temperature", value)
     if number != 0 and not MIN_TEMPERATURE <= number <= MAX_TEMPERATURE:
         limits = f"from {MIN_TEMPERATURE:g} to {MAX_TEMPERATURE:g}"
         raise ParamError(f"temperature must be 0 (greedy) or {limits}, got {show(value)}")
     return abs(number)  # -0.0 is 0
 
 
-def _fraction(name: str, value: object, *, zero_allowed: bool) -> float:
-    number = _real(name, value)
-    if not 0 <= number <= 1 or (number == 0 and not zero_allowed):
-        raise ParamError(f"{name} must be in {'[' if zero_allowed else '('}0, 1], got {show(value)}")
-    return abs(number)
+def _prompt_logprobs(value: object) -> int:
+    return integer("prompt_logprobs", value, 0, MAX_LOGPROBS)
 
 
 def _min_tokens(value: object, max_tokens: int) -> int:
-    number = _integer("min_tokens", value, 0, INT32_MAX)
+    number = integer("min_tokens", value, 0, INT32_MAX)
     if number > max_tokens:
         raise ParamError(f"min_tokens is {number}, above max_tokens, which is {max_tokens}")
     return number
 
 
-def _flag(name: str, value: object) -> bool:
-    if not isinstance(value, bool):
-        raise ParamError(f"{name} must be True or False, got {show(value)}")
-    return value
-
-
-def _string(name: str, value: object) -> str:
-    if not isinstance(value, str) or not 1 <= len(value) <= MAX_STRING_LENGTH:
-        raise ParamError(f"{name} must be a string of 1 to {MAX_STRING_LENGTH:,} characters, got {show(value)}")
-    return str(value)
+def _allowed(value: object) -> tuple[int, ...]:
+    ids = items("allowed_token_ids", value, MAX_ALLOWED_TOKEN_IDS, token_id)
+    if not ids:
+        raise ParamError("allowed_token_ids has no items: no token could be drawn; None allows all")
+    return ids
 
 
 def _salt(value: object) -> str:
-    salt = _string("cache_salt", value)
+    salt = string("cache_salt", value)
     try:
         salt.encode()
     except UnicodeEncodeError:
         raise ParamError(f"cache_salt must be encodable as UTF-8, got {show(value)}") from None
     return salt
-
-
-def _items(name: str, value: object, limit: int) -> Sequence[object]:
-    if not isinstance(value, Sequence) or isinstance(value, (str, bytes, bytearray, memoryview)):
-        raise ParamError(f"{name} must be a list or a tuple, got {show(value)}")
-    if len(value) > limit:
-        raise ParamError(f"{name} may have {limit} items, got {len(value):,}")
-    return value
-
-
-def _stop(value: object) -> tuple[str, ...]:
-    items = [value] if isinstance(value, str) else _items("stop", value, MAX_STOP_STRINGS)
-    return tuple(_string("stop", item) for item in items)
-
-
-def _stop_token_ids(value: object) -> tuple[int, ...]:
-    items = _items("stop_token_ids", value, MAX_STOP_TOKEN_IDS)
-    return tuple(_integer("stop_token_ids", item, 0, INT32_MAX) for item in items)

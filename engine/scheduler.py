@@ -12,8 +12,8 @@ Steps may be launched ahead: after `launch` the next step may be asked for altho
 known yet. Every request is then taken to go on; one that turns out to have ended has a row too many in the steps in
 flight, whose token `commit` ignores. What such a row reads or writes does no harm: steps run in the order of their
 launch, so whoever gets its blocks or its slot writes them later. A request that the steps in flight bring to its
-``max_length`` gets no further row. Nobody is preempted while steps are in flight: `next_step` returns None, and after
-their `commit` the next call sees what is left.
+``max_length`` gets no further row. Where what a request may draw depends on a token in flight, or somebody would have
+to be preempted, `next_step` returns None, and after the `commit` of what is in flight the next call sees what is left.
 
 * ``running`` followed by ``waiting`` is in order of submission: who is preempted returns to the front of ``waiting``.
 * A running request holds blocks for all tokens it has, taken at admission; it asks for another one only where a new
@@ -69,6 +69,7 @@ class Scheduler:
         self.window = window
         self.max_in_flight = max_in_flight
         self.num_preemptions = 0
+        self.num_held_back = 0  # launches that waited for tokens on which the next ones depend
         self.waiting: deque[Request] = deque()
         self.running: list[Request] = []  # oldest first
         self._free_slots = list(range(max_num_seqs - 1, -1, -1))  # a stack
@@ -121,6 +122,9 @@ class Scheduler:
         self._handed_out = None
         if len(self.in_flight) == self.max_in_flight:
             return None
+        if self._awaits_tokens():
+            self.num_held_back += 1
+            return None
         if not (self._extend_tables() if self.window is None else self._extend_windows()):
             return None
         decodes: list[Request] = []
@@ -156,6 +160,11 @@ class Scheduler:
             needed = self._blocks_for(covered)  # the tokens that nobody saw may have had one more
             self.pool.release(request.block_ids[needed:])
             del request.block_ids[needed:]
+
+    def _awaits_tokens(self) -> bool:
+        """Whether a token in flight says what its request may draw next."""
+        waiting = (request for request in self.running if request.num_pending and request.awaits_tokens)
+        return not all(map(self._ends_in_flight, waiting))
 
     @staticmethod
     def _ends_in_flight(request: Request) -> bool:
@@ -253,7 +262,7 @@ class Scheduler:
         if self._refused == (request, self.pool.version):
             return False
         usable = (len(request.token_ids) - 1) // self.pool.block_size  # at least one token is always computed
-        caches = self._shares_prefix(request)
+        caches = self._shares_prefix(request) and request.params.prompt_logprobs is None  # these need every logit
         cached = self.pool.lookup(self._digests(request, usable), request.token_ids) if caches else []
         computed = len(cached) * self.pool.block_size
         behind = self._behind(computed)

@@ -33,6 +33,8 @@ class Stats:
     """Steps that ran uncompiled though they should not, per reason."""
     eager_breaks: tuple[str, ...]
     """Functions around which graphs are split."""
+    launches_held_back: int
+    """Times that no step was launched ahead, because what a request might draw depended on a token still in flight."""
     preemptions: int
     prefix_queries: int
     """Prompt tokens looked up in the prefix index."""

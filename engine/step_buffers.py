@@ -8,7 +8,7 @@ step's last are padding always: spare slot, null block, length 1, temperature 0.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,9 +17,12 @@ from torch import Tensor
 
 from ostinato.arena import Arena, Copy
 from ostinato.block_tables import BlockTables, Span
+from ostinato.edit_buffers import EditBuffers, Write
 from ostinato.graphs.streams import DeviceStream, Event
+from ostinato.layers.logit_edits import EditInputs
 from ostinato.layers.sampler import SamplingInputs
-from ostinato.models.step_inputs import RowInputs, Sampling, StepState, TokenInputs
+from ostinato.models.step_inputs import BY_PASSES, RowInputs, Sampling, StepState, TokenInputs
+from ostinato.probe_buffers import ProbeBuffers
 from ostinato.request import Request
 from ostinato.sampling_buffers import SamplingBuffers
 from ostinato.step import Step
@@ -41,6 +44,8 @@ class PackedStep:
     sampling: Sampling
     copies: tuple[Copy, ...]
     turn: int
+    writes: tuple[Write, ...]
+    """Into the tables of edits."""
     host: Tensor | None = None
     """Of a mixed step where memory is not shared: see ``AttentionMetadata.host``."""
 
@@ -48,6 +53,8 @@ class PackedStep:
         """Queue the copies, in the order of the device's work."""
         for to, source in self.copies:
             to.copy_(source, non_blocking=True)
+        for write in self.writes:
+            write()
 
 
 class StepBuffers:
@@ -59,10 +66,11 @@ class StepBuffers:
         max_num_batched_tokens: int,
         block_size: int,
         table_width: int,
+        vocab_size: int,
         stream: DeviceStream,
         *,
         fixed_width: bool,
-        kinds: Collection[Sampling] = tuple(Sampling),
+        kinds: Sequence[Sampling] = BY_PASSES,
     ) -> None:
         """``fixed_width``: steps read the whole block table (captured graphs); else only as far as they need."""
         rows, tokens = max_num_seqs, max(2, max_num_batched_tokens)
@@ -83,10 +91,13 @@ class StepBuffers:
         self._tokens = Arena({**per_token, **of_rows}, stream)
         self.tables = BlockTables(rows, table_width, stream)
         self.sampling = SamplingBuffers(rows, stream, kinds)
+        self.edits = EditBuffers(rows, vocab_size, stream)
+        self.probes = ProbeBuffers(rows, vocab_size, stream)
         self.state = StepState(
             last_token=torch.zeros(rows + 1, dtype=torch.int64, device=stream.device),
             block_table=self.tables.device,
             out=torch.zeros(rows, dtype=torch.int64, device=stream.device),
+            probes=self.probes.device,
         )
         self._held_position = [-1] * rows
         self._turns: list[Event | None] = [None] * len(self._rows.host)
@@ -108,6 +119,10 @@ class StepBuffers:
     def sampling_inputs(self, rows: int) -> SamplingInputs:
         """The sampling inputs' first ``rows`` entries."""
         return self.sampling.inputs(rows, self._rows.device["draw"])
+
+    def edit_inputs(self, rows: int) -> EditInputs:
+        """What edits the logits of the first ``rows`` rows."""
+        return self.sampling.edits(rows, self._rows.device["row_slot"], self.edits.named_tensors())
 
     def token_inputs(self, tokens: int, host: Tensor | None = None) -> TokenInputs:
         """The mixed inputs: the first ``tokens`` entries of what is per token, the whole of what is per row."""
@@ -136,6 +151,8 @@ class StepBuffers:
         named = {f"rows.{name}": tensor for name, tensor in self._rows.device.items()}
         named |= {f"tokens.{name}": tensor for name, tensor in self._tokens.device.items()}
         named |= {f"sampling.{name}": tensor for name, tensor in self.sampling.named_tensors().items()}
+        named |= {f"edits.{name}": tensor for name, tensor in self.edits.named_tensors().items()}
+        named |= {f"probes.{name}": tensor for name, tensor in self.probes.device._asdict().items()}
         state = self.state
         return named | {"last_token": state.last_token, "block_table": state.block_table, "out": state.out}
 
@@ -166,6 +183,7 @@ class StepBuffers:
         self._stream.synchronize()
         self.tables.forget()
         self.sampling.forget()
+        self.edits.forget()
         self._held_position = [-1] * self.max_num_seqs
         self._turns = [None] * len(self._turns)
         self._used_rows = [0] * len(self._turns)  # by turn: rows that are not padding,
@@ -197,7 +215,14 @@ class StepBuffers:
         copies += self._write_cells(spans, rows)
         width = self._width(max(starts) + 1)
         copies += self._rows.copies(self._turn)
-        return PackedStep(0, rows, width, self.sampling.sampling, tuple(copies), self._turn)
+        return self._packed(0, requests, width, copies)
+
+    def _packed(
+        self, tokens: int, sampled: list[Request], width: int, copies: list[Copy], host: Tensor | None = None
+    ) -> PackedStep:
+        sampling = self.sampling.sampling
+        writes = self.edits.sync(sampled) if sampling.edits else []
+        return PackedStep(tokens, len(sampled), width, sampling, tuple(copies), self._turn, tuple(writes), host)
 
     def _pack_tokens(self, requests: list[Request], starts: list[int]) -> None:
         """Tokens that only the host knows; all others are -1, as nearly all are."""
@@ -229,7 +254,7 @@ class StepBuffers:
         if not self._stream.shares_memory:
             host = torch.tensor([max(step.counts), max(ends), any(step.starts)], dtype=torch.int64)
         tokens, width = max(2, position, pad_tokens), self._width(max(ends))
-        return PackedStep(tokens, len(sampled), width, self.sampling.sampling, tuple(copies), self._turn, host)
+        return self._packed(tokens, sampled, width, copies, host)
 
     def _pack_sampling_rows(self, requests: list[Request]) -> None:
         """Where each row's token goes and which of its draws it is; rows that this turn had last time are padded."""
@@ -239,7 +264,7 @@ class StepBuffers:
         if self._stale[self._turn]:
             self._stale[self._turn] = False
             host["row_slot"][:rows] = [request.row_slot for request in requests]
-        if self.sampling.sampling is not Sampling.GREEDY:
+        if self.sampling.sampling.draws:
             host["draw"][:rows] = [request.num_drawn for request in requests]
         if rows < self._used_rows[self._turn]:
             self._pad_rows(self._turn, rows, self._used_rows[self._turn])

@@ -59,11 +59,14 @@ class StepGraphs:
         """The captured size that serves ``rows`` rows, if one does."""
         return self._size(self.decode, rows)
 
-    def prefill_size(self, step: Step) -> int | None:
-        """The captured size that serves a step with prompts; None where none does, or it samples nothing."""
+    def prefill_size(self, step: Step, obstacle: str | None = None) -> int | None:
+        """The captured size that serves a step with prompts; None where none does, or it samples nothing.
+
+        ``obstacle``: why no graph can do what this step has to do.
+        """
         if step.is_decode:
             return None
-        reason = self._why_not(step)
+        reason = self._why_not(step) or obstacle
         if reason is not None:
             self.not_served[reason] += 1
             return None

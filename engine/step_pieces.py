@@ -3,8 +3,8 @@
 Three classes. *single*: one row, static, in the form that reads weights at memory bandwidth on a CPU. *rows*: two rows
 or more, their number symbolic. *tokens*: a mixed step's tokens, two or more, their number symbolic. The width of the
 block table and the number of KV blocks are symbolic in all, so neither a longer context nor another cache size compiles
-anew. Layers of one kind share one compiled form; the sampler's passes share one for any number of rows: code made for
-several rows is right for one, since nothing in it compares row counts.
+anew. Layers of one kind share one compiled form; the sampler's passes and the edits of logits share one for any number
+of rows: code made for several rows is right for one, since nothing in it compares row counts.
 
 On a CPU the head of several rows and the gathers before the layers gain nothing by compiling. On a GPU each operation
 would be a kernel of its own in the graph, so they are compiled too, and the sampler is our own kernels.
@@ -17,12 +17,14 @@ compiles nothing by itself: the first call of a piece does.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 from torch import Tensor
 
 from ostinato.graphs.compiled import CompiledPiece, SymbolicDims
-from ostinato.layers import sampler
+from ostinato.layers import logit_edits, sampler
 from ostinato.layers.attention.metadata import MIN_CELLS, AttentionMetadata
+from ostinato.layers.logit_edits import EditInputs
 from ostinato.models import decode_step
 from ostinato.models.decode_step import Pieces, Sample, StepDecoder, eager_pieces, sample_by_kernels, sample_by_passes
 
@@ -63,6 +65,11 @@ def _rows_alone(last_token: Tensor, block_table: Tensor, rope: object, rows: obj
     return _first_dims(rows)
 
 
+def _rows_of_edits(logits: Tensor, edits: EditInputs) -> Dims:
+    """Of ``logit_edits.edit``: what is per row; its tables have one size."""
+    return _first_dims(logits, *edits[: EditInputs._fields.index("counts")])
+
+
 def _last_arguments(module: object, *tensors: Tensor) -> Dims:
     return _first_dims(*tensors)
 
@@ -82,13 +89,15 @@ class StepPieces:
             single, rows, tokens = (
                 self._layers(decoder, dims) for dims in (_pages, _pages_and_rows, _pages_and_tokens)
             )
-            self._single = Pieces(single, self._piece(decode_step.head, _none), sample)
-            self._rows = Pieces(rows, sample=sample)
+            edit = self._piece(logit_edits.edit, _rows_of_edits if self._several else _none)
+            self._single = Pieces(single, self._piece(decode_step.head, _none), sample, edit=edit)
+            self._rows = Pieces(rows, sample=sample, edit=edit)
             self.for_tokens = Pieces(tokens)
             if on_gpu:
                 begin, head = decode_step.begin_rows, decode_step.head
-                self._single = Pieces(single, self._single.head, sample, self._piece(begin, _none))
-                self._rows = Pieces(rows, self._piece(head, _last_arguments), sample, self._piece(begin, _rows_alone))
+                self._single = replace(self._single, begin_rows=self._piece(begin, _none))
+                of_rows = self._piece(head, _last_arguments), self._piece(begin, _rows_alone)
+                self._rows = replace(self._rows, head=of_rows[0], begin_rows=of_rows[1])
 
     def for_rows(self, rows: int) -> Pieces:
         """The forms for ``rows`` rows."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 
+from ostinato.bad_words import token_sequences
 from ostinato.layers.errors import ParamError
 from ostinato.output_processor import OutputProcessor
 from ostinato.plan import Plan
@@ -11,6 +12,7 @@ from ostinato.prompts import CheckedPrompt
 from ostinato.request import Request
 from ostinato.sampling_buffers import MAX_BLOCKED_IDS, stop_ids
 from ostinato.sampling_params import SamplingParams
+from ostinato.token_masks import ListedTokens, TokenMask
 from ostinato.tokenizer import Tokenizer
 
 
@@ -28,7 +30,9 @@ class RequestMaker:
         """The request and what will make its text. ``ParamError`` names the parameter that cannot be."""
         number = self._made
         self._made += 1
-        request = Request(number, prompt.token_ids, params, self._seed(params, number), self._eos)
+        self._check_ids(params)
+        mask = self._mask(params)
+        request = Request(number, prompt.token_ids, params, self._seed(params, number), self._eos, mask)
         self._check_stops(request)
         return request, OutputProcessor(self._tokenizer, request, prompt.text)
 
@@ -39,14 +43,31 @@ class RequestMaker:
         drawn = hashlib.blake2b(f"{self._engine_seed}:{number}".encode(), digest_size=8)
         return int.from_bytes(drawn.digest(), "little")
 
+    def _check_ids(self, params: SamplingParams) -> None:
+        """Every id is one of the model's: a larger one would be written beyond the end of its row."""
+        given = {
+            "stop_token_ids": params.stop_token_ids,
+            "logit_bias": [token for token, _ in params.logit_bias],
+            "allowed_token_ids": params.allowed_token_ids or (),
+        }
+        for name, ids in given.items():
+            if (largest := max(ids, default=0)) >= self._vocab_size:
+                raise ParamError(
+                    f"{name}: {largest} is no token; the model's vocabulary is 0 to {self._vocab_size - 1}"
+                )
+
+    def _mask(self, params: SamplingParams) -> TokenMask | None:
+        if params.allowed_token_ids is None and not params.bad_words:
+            return None
+        words = token_sequences(self._tokenizer, params.bad_words, self._vocab_size)
+        mask = ListedTokens(self._vocab_size, params.allowed_token_ids, words)
+        if not mask.any_allowed:
+            raise ParamError("bad_words: they leave no token that may be drawn")
+        return mask
+
     def _check_stops(self, request: Request) -> None:
         if request.params.stop and self._tokenizer is None:
             raise ParamError("stop: this checkpoint has no tokenizer, so there is no text to look in")
-        for token in request.params.stop_token_ids:
-            if token >= self._vocab_size:
-                raise ParamError(
-                    f"stop_token_ids: {token} is no token; the model's vocabulary is 0 to {self._vocab_size - 1}"
-                )
         held_back = len(stop_ids(request))
         if request.params.min_tokens and held_back > MAX_BLOCKED_IDS:
             raise ParamError(f"min_tokens: can hold back {MAX_BLOCKED_IDS} stop ids, the request has {held_back}")

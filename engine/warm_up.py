@@ -108,7 +108,7 @@ class WarmUp:
         """A mixed step that is as large as one can be on a GPU, and as small as one can be elsewhere."""
         runner, tokens = self.runner, self._hint_tokens()
         samples = runner.plan.config.max_num_seqs if self.on_gpu else 0
-        host, most_work = self._bounds(tokens), Sampling.FILTERED if self.on_gpu else Sampling.GREEDY
+        host, most_work = self._bounds(tokens), runner.kinds[-1] if self.on_gpu else Sampling.GREEDY
         return lambda: runner.run_mixed(tokens, self._width(), samples, most_work, host)
 
     def _measure(self) -> None:

@@ -19,10 +19,12 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from ostinato.layers import sampler
+from ostinato.layers import logit_edits, sampler
 from ostinato.layers.attention.backend import AttentionBackend
 from ostinato.layers.attention.metadata import AttentionMetadata, within_window
 from ostinato.layers.kernels import sampling_ops
+from ostinato.layers.logit_edits import EditInputs, count_drawn
+from ostinato.layers.logprobs import probe
 from ostinato.layers.sampler import SamplingInputs
 from ostinato.models.decoder import KVCache
 from ostinato.models.rope_tables import RopeTables, Rotation, rotations_at
@@ -106,11 +108,11 @@ def sample_by_passes(
     """The sampler as passes over the vocabulary; ``narrow`` and ``draw`` may be compiled forms of ``sampler``'s."""
 
     def sample(logits: Tensor, sampling: Sampling, inputs: SamplingInputs) -> Tensor:
-        if sampling is Sampling.GREEDY:
+        if not sampling.draws:
             return sampler.sample_greedy(logits)
         tempered = sampler.temper(logits, inputs)
         floor = torch.zeros_like(inputs.min_p)
-        if sampling is Sampling.FILTERED:
+        if sampling.filters:
             floor = sampler.likelihood_floor(tempered.likelihood, inputs, narrow)
         return draw(tempered, floor, inputs)
 
@@ -119,7 +121,7 @@ def sample_by_passes(
 
 def sample_by_kernels(logits: Tensor, sampling: Sampling, inputs: SamplingInputs) -> Tensor:
     """The sampler as our kernels, which do no more for a row than it asks for."""
-    return sampling_ops.sample(logits, inputs, sampling is Sampling.GREEDY)
+    return sampling_ops.sample(logits, inputs, greedy=not sampling.draws)
 
 
 _sample_by_eager_passes = sample_by_passes()
@@ -134,6 +136,7 @@ class Pieces:
     head: Callable[..., Tensor] = head
     sample: Sample = _sample_by_eager_passes
     begin_rows: Callable[..., Begun] = begin_rows
+    edit: Callable[[Tensor, EditInputs], Tensor] = logit_edits.edit
 
 
 def eager_pieces(decoder: StepDecoder, sample: Sample = _sample_by_eager_passes) -> Pieces:
@@ -165,9 +168,21 @@ class StepModel:
     state: StepState
     backend: AttentionBackend = AttentionBackend.TORCH
 
-    def decode(self, pieces: Pieces, rows: RowInputs, width: int, sampling: Sampling, inputs: SamplingInputs) -> None:
-        """One token for each row, over the first ``width`` cells of the block table."""
-        self._sample(pieces, self.rows_hidden(pieces, rows, width), rows.row_slot, sampling, inputs)
+    def decode(
+        self,
+        pieces: Pieces,
+        rows: RowInputs,
+        width: int,
+        sampling: Sampling,
+        inputs: SamplingInputs,
+        edits: EditInputs | None = None,
+    ) -> None:
+        """One token for each row, over the first ``width`` cells of the block table.
+
+        ``edits``: what a ``sampling`` that edits logits reads.
+        """
+        hidden = self.rows_hidden(pieces, rows, width)
+        self._sample(pieces, hidden, rows.row_slot, sampling, inputs, edits)
 
     def rows_hidden(self, pieces: Pieces, rows: RowInputs, width: int) -> Tensor:
         """The last layer's output for one token of each row, ``[rows, hidden_size]``; keys and values are stored."""
@@ -189,14 +204,19 @@ class StepModel:
         sample_slot: Tensor,
         sampling: Sampling,
         inputs: SamplingInputs,
+        edits: EditInputs | None = None,
+        watch: Callable[[Tensor], None] | None = None,
     ) -> None:
         """Any number of tokens per row; at the indices ``sample_at [n]`` one is drawn for ``sample_slot [n]``.
 
-        ``pieces`` run the tokens, ``row_pieces`` the head and the sampling of the ``n`` rows.
+        ``pieces`` run the tokens, ``row_pieces`` the head and the sampling of the ``n`` rows. ``watch`` is shown the
+        last layer's output for all tokens.
         """
         x = self.tokens_hidden(pieces, tokens, width)
+        if watch is not None:
+            watch(x)
         if len(sample_at):
-            self._sample(row_pieces, x.index_select(0, sample_at), sample_slot, sampling, inputs)
+            self._sample(row_pieces, x.index_select(0, sample_at), sample_slot, sampling, inputs, edits)
 
     def tokens_hidden(self, pieces: Pieces, tokens: TokenInputs, width: int) -> Tensor:
         """The last layer's output for each of ``tokens``, ``[tokens, hidden_size]``; keys and values are stored."""
@@ -255,6 +275,23 @@ class StepModel:
     def _mixed_kinds(self) -> MetaKinds:
         return MetaKinds.of([(rope, None) for rope in self.rope.of_layer])
 
-    def _sample(self, pieces: Pieces, x: Tensor, row_slot: Tensor, sampling: Sampling, inputs: SamplingInputs) -> None:
-        tokens = pieces.sample(pieces.head(self.decoder, x), sampling, inputs)
+    def _sample(
+        self,
+        pieces: Pieces,
+        x: Tensor,
+        row_slot: Tensor,
+        sampling: Sampling,
+        inputs: SamplingInputs,
+        edits: EditInputs | None,
+    ) -> None:
+        """Logits of ``x [rows, hidden_size]``, a token of each, and every place that must know it."""
+        logits = pieces.head(self.decoder, x)
+        edited = edits if sampling.edits else None
+        tokens = pieces.sample(logits if edited is None else pieces.edit(logits, edited), sampling, inputs)
         feed_back(self.state.last_token, self.state.out[: len(row_slot)], row_slot, tokens)
+        if edited is not None:
+            count_drawn(edited.counts, row_slot, tokens)
+        if sampling.probes and self.state.probes is not None:
+            places = self.state.probes
+            for to, value in zip(places, probe(logits, tokens, places.top_ids.shape[1]), strict=True):
+                to[: len(row_slot)].copy_(value)

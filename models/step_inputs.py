@@ -8,13 +8,50 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from ostinato.layers.logprobs import Probes
+
 
 class Sampling(Enum):
-    """How much sampling work a step does; each is a graph of its own."""
+    """How much sampling work a step does, least first; each is a graph of its own."""
 
     GREEDY = "greedy"  # argmax only
     DRAWN = "drawn"  # temperature, min-p, blocked tokens
     FILTERED = "filtered"  # and the threshold search of top-k and top-p
+    EDITED_GREEDY = "edited, greedy"  # biases, penalties and masks; then the argmax
+    EDITED = "edited"  # or any draw
+    PROBED_GREEDY = "with logprobs, greedy"  # the argmax, and what ``layers.logprobs`` says of it
+    PROBED = "with logprobs"  # all of this
+
+    @property
+    def draws(self) -> bool:
+        """Whether its rows may ask for more than the argmax."""
+        return self not in (Sampling.GREEDY, Sampling.EDITED_GREEDY, Sampling.PROBED_GREEDY)
+
+    @property
+    def filters(self) -> bool:
+        """Whether its rows may ask for top-k and top-p."""
+        return self.draws and self is not Sampling.DRAWN
+
+    @property
+    def edits(self) -> bool:
+        """Whether its rows may ask for ``layers.logit_edits``."""
+        return self in (Sampling.EDITED_GREEDY, Sampling.EDITED, Sampling.PROBED)
+
+    @property
+    def probes(self) -> bool:
+        """Whether its rows may ask for logprobs."""
+        return self in (Sampling.PROBED_GREEDY, Sampling.PROBED)
+
+    def covers(self, *, draws: bool, filters: bool, edits: bool, probes: bool) -> bool:
+        """Whether it does at least this work."""
+        does = self.draws, self.filters, self.edits, self.probes
+        return all(work or not asked for work, asked in zip(does, (draws, filters, edits, probes), strict=True))
+
+
+BY_PASSES = tuple(Sampling)
+"""The amounts of work that are worth telling apart where sampling is passes of ATen operations."""
+BY_KERNELS = (Sampling.GREEDY, Sampling.FILTERED, Sampling.EDITED, Sampling.PROBED)
+"""The same for our kernels, which do no more for a row than it asks for."""
 
 
 class RowInputs(NamedTuple):
@@ -67,3 +104,5 @@ class StepState:
     """``[max_num_seqs + 1, width] int32``: each slot's blocks; the spare row is all null block."""
     out: Tensor
     """``[max_num_seqs] int64``: the tokens of this step, by row."""
+    probes: Probes | None = None
+    """``[max_num_seqs, …]``: how likely they were, if a step is asked."""

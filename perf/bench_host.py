@@ -25,6 +25,7 @@ from ostinato.step_buffers import StepBuffers
 
 STEPS, WARM_UP_STEPS = 2000, 200
 BLOCK_SIZE = 16
+VOCABULARY = 1_000
 TARGETS = {1: 40.0, MAX_NUM_SEQS: 120.0}  # microseconds by requests
 PARTS = ("schedule", "pack", "commit")
 
@@ -43,7 +44,8 @@ class HostWork:
         tokens = MAX_NUM_SEQS * (PROMPT_TOKENS + MAX_NUM_SEQS)
         self.scheduler = Scheduler(BlockPool(num_requests * blocks + 1, BLOCK_SIZE), MAX_NUM_SEQS, tokens, length)
         self._stream = HostStream(torch.device("cpu"), emulate=False)
-        self.buffers = StepBuffers(MAX_NUM_SEQS, tokens, BLOCK_SIZE, blocks, self._stream, fixed_width=False)
+        limits = (MAX_NUM_SEQS, tokens, BLOCK_SIZE, blocks, VOCABULARY)
+        self.buffers = StepBuffers(*limits, self._stream, fixed_width=False)
         for number in range(num_requests):
             prompt = [number] * (PROMPT_TOKENS + number)
             self.scheduler.add(Request(number, prompt, greedy(WARM_UP_STEPS + STEPS + 2)))

@@ -292,7 +292,7 @@ def test_a_missing_compiler_is_a_reason_in_one_line(monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize("rotates", [True, False])
 def test_the_gathers_before_a_decode_step_compile_for_any_number_of_rows(rotates: bool) -> None:
     """Cut from an engine's own buffers, the changed cells of the table among them."""
-    buffers = StepBuffers(6, 8, 4, 5, DeferredStream(eagerness=1.0), fixed_width=True)
+    buffers = StepBuffers(6, 8, 4, 5, 30, DeferredStream(eagerness=1.0), fixed_width=True)
     state, draw = buffers.state, torch.Generator().manual_seed(0)
     table = torch.randn(64, 4, generator=draw)
     rope = (Rotation(table, table + 1), Rotation(None, None)) if rotates else (Rotation(None, None),)

@@ -15,6 +15,7 @@ from ostinato.graphs.ambient import neutral_state
 from ostinato.graphs.emulated_graph import EmulatedGraph
 from ostinato.layers.attention.varlen import varlen_attention
 from ostinato.layers.errors import CaptureError
+from ostinato.layers.logit_edits import EditInputs
 from ostinato.layers.sampler import SamplingInputs
 from ostinato.models.decode_step import StepModel, eager_pieces
 from ostinato.models.decoder import Decoder
@@ -38,6 +39,7 @@ class Tiny:
     model: StepModel
     rows: RowInputs
     sampling: SamplingInputs
+    edits: EditInputs
 
     def __init__(self, decoder: Decoder, rows: int) -> None:
         generator = torch.Generator().manual_seed(1)
@@ -55,10 +57,15 @@ class Tiny:
         floats, integers = (lambda: torch.zeros(rows)), (lambda: torch.zeros(rows, dtype=torch.int64))
         blocked = torch.zeros(rows, 2, dtype=torch.int64), torch.zeros(rows, 2)
         self.sampling = SamplingInputs(floats(), floats(), floats(), floats(), integers(), integers(), *blocked)
+        counts = torch.zeros(rows + 1, SPEC.vocab_size, dtype=torch.int16)
+        biases = torch.zeros(rows + 1, 2, dtype=torch.int64), torch.zeros(rows + 1, 2)
+        mask = torch.zeros(rows + 1, -(-SPEC.vocab_size // 32), dtype=torch.int32)
+        penalties = torch.ones(rows), floats(), floats(), torch.ones(rows), floats()
+        self.edits = EditInputs(*penalties, self.rows.row_slot, counts, *biases, mask)
 
     def step(self, variant: Sampling) -> Callable[[], None]:
         pieces = eager_pieces(self.model.decoder)
-        return lambda: self.model.decode(pieces, self.rows, WIDTH, variant, self.sampling)
+        return lambda: self.model.decode(pieces, self.rows, WIDTH, variant, self.sampling, self.edits)
 
     def set_inputs(self, seed: int) -> None:
         """New lengths, slots, tokens and sampling parameters, written into the static tensors."""
@@ -77,11 +84,17 @@ class Tiny:
         sampling.top_p.copy_(0.3 + 0.7 * torch.rand(count, generator=generator))
         sampling.seed.copy_(torch.randint(-(2**60), 2**60, (count,), generator=generator))
         sampling.position.copy_(torch.randint(100, (count,), generator=generator))
+        self.edits.repetition.copy_(0.5 + torch.rand(count, generator=generator))
+        self.edits.frequency.copy_(torch.rand(count, generator=generator))
+        self.edits.masked.copy_(torch.randint(2, (count,), generator=generator))
+        self.edits.bias_ids.copy_(torch.tensor([0, SPEC.vocab_size - 1]))
+        self.edits.bias.copy_(torch.randn(count + 1, 2, generator=generator))
+        self.edits.mask.copy_(torch.randint(-(2**31), 2**31, self.edits.mask.shape, generator=generator))
 
     def results(self) -> list[Tensor]:
         """All that a step writes."""
         pages = [tensor for pair in self.model.kv_cache for tensor in pair]
-        return [self.model.state.last_token, self.model.state.out, *pages]
+        return [self.model.state.last_token, self.model.state.out, self.edits.counts, *pages]
 
 
 @pytest.fixture(scope="module")

@@ -118,7 +118,8 @@ def test_an_engine_says_what_it_holds() -> None:
         assert (memory.weights, memory.kv_cache) == (llm.plan.weight_bytes, llm.plan.kv_cache_bytes)
         assert (memory.activations, memory.graphs) == (None, 0)  # nobody counts them on a CPU
         assert memory.logits == 4 * llm.plan.spec.vocab_size * 4
-        assert memory.total == memory.weights + memory.kv_cache
+        assert memory.sampling > 5 * llm.plan.spec.vocab_size * 2, "a count of each token, four slots and a spare one"
+        assert memory.total == memory.weights + memory.kv_cache + memory.sampling
     lines = str(memory).splitlines()
     assert lines[1].split(maxsplit=1) == ["kv_cache", format_bytes(memory.kv_cache)]
     assert lines[2].split(maxsplit=1) == ["activations", "not measured"]

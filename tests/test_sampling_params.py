@@ -24,6 +24,14 @@ def test_defaults() -> None:
         "top_p": 1.0,
         "min_p": 0.0,
         "seed": None,
+        "repetition_penalty": 1.0,
+        "presence_penalty": 0.0,
+        "frequency_penalty": 0.0,
+        "logit_bias": (),
+        "allowed_token_ids": None,
+        "bad_words": (),
+        "logprobs": None,
+        "prompt_logprobs": None,
         "max_tokens": 64,
         "min_tokens": 0,
         "stop": (),
@@ -52,6 +60,15 @@ def test_defaults() -> None:
         ("seed", -(2**63), -(2**63)),
         ("seed", 2**64 - 1, 2**64 - 1),
         ("seed", np.uint64(2**64 - 1), 2**64 - 1),
+        ("repetition_penalty", 0.01, 0.01),
+        ("repetition_penalty", 100, 100.0),
+        ("presence_penalty", -2, -2.0),
+        ("frequency_penalty", np.float32(2), 2.0),
+        ("logit_bias", {7: 1, np.int64(3): -100}, ((3, -100.0), (7, 1.0))),
+        ("logit_bias", None, ()),
+        ("logit_bias", dict.fromkeys(range(300), 1.0), tuple((token, 1.0) for token in range(300))),
+        ("allowed_token_ids", [3, np.int32(1)], (3, 1)),
+        ("bad_words", ["a"] * 128, ("a",) * 128),
         ("max_tokens", 1, 1),
         ("max_tokens", 2**31 - 1, 2**31 - 1),
         ("min_tokens", 64, 64),
@@ -71,7 +88,7 @@ def test_a_valid_value_is_stored_as_plain_python(name: str, value: Any, stored: 
     assert got == stored
     assert type(got) is type(stored)
     if isinstance(got, tuple):
-        assert all(type(item) in (int, str) for item in got)
+        assert all(type(item) in (int, str, tuple) for item in got)
 
 
 @pytest.mark.parametrize(
@@ -100,6 +117,23 @@ def test_a_valid_value_is_stored_as_plain_python(name: str, value: Any, stored: 
         ("seed", -(2**63) - 1, "seed must be from -9223372036854775808 to 18446744073709551615"),
         ("seed", 2**64, "got 18446744073709551616"),
         ("seed", 0.5, "seed must be an integer"),
+        ("repetition_penalty", 0, "repetition_penalty must be from 0.01 to 100, got 0 (int)"),
+        ("repetition_penalty", 101, "repetition_penalty must be from 0.01 to 100"),
+        ("repetition_penalty", float("nan"), "repetition_penalty must be finite"),
+        ("presence_penalty", 2.1, "presence_penalty must be from -2 to 2, got 2.1"),
+        ("frequency_penalty", "1", "frequency_penalty must be a number"),
+        ("logit_bias", {1: 101}, "logit_bias must be from -100 to 100, got 101"),
+        ("logit_bias", {1.0: 1}, "logit_bias must be an integer, got 1.0"),
+        ("logit_bias", {"1": 1}, "logit_bias must be an integer, got '1'"),
+        ("logit_bias", {-1: 1}, "logit_bias must be from 0 to 2147483647, got -1"),
+        ("logit_bias", dict.fromkeys(range(301), 1), "logit_bias may have 300 items, got 301"),
+        ("logit_bias", [1], "logit_bias must map token ids to numbers"),
+        ("allowed_token_ids", [], "allowed_token_ids has no items"),
+        ("allowed_token_ids", range(2**20 + 1), "allowed_token_ids may have 1,048,576 items, got 1,048,577"),
+        ("allowed_token_ids", [-1], "allowed_token_ids must be from 0"),
+        ("bad_words", "word", "bad_words must be a list or a tuple"),
+        ("bad_words", [""], "bad_words must be a string of 1 to 1,000 characters"),
+        ("bad_words", ["a"] * 129, "bad_words may have 128 items, got 129"),
         ("max_tokens", 0, "max_tokens must be from 1 to 2147483647, got 0"),
         ("min_tokens", -1, "min_tokens must be from 0"),
         ("min_tokens", 65, "min_tokens is 65, above max_tokens, which is 64"),

@@ -26,12 +26,13 @@ CPU = torch.device("cpu")
 RAN = HostStream(CPU, emulate=False).submit(lambda: None)
 EOS = frozenset({5, 9})
 NO_TOP_K = 1 << 24
+VOCABULARY = 200
 GARBAGE = 777
 """What a step that failed may leave on the device."""
 
 
 def make_buffers(sizes: Sizes) -> StepBuffers:
-    limits = (sizes.max_num_seqs, sizes.budget, sizes.block_size, sizes.table_width)
+    limits = (sizes.max_num_seqs, sizes.budget, sizes.block_size, sizes.table_width, VOCABULARY)
     stream = DeferredStream(eagerness=1.0) if sizes.separate else HostStream(CPU, emulate=False)
     return StepBuffers(*limits, stream, fixed_width=sizes.fixed_width)
 
