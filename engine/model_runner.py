@@ -27,10 +27,10 @@ from ostinato.logit_picks import LogitPositions, picks_of
 from ostinato.logit_steps import LogitSteps, StepOutput
 from ostinato.models.checkpoint import read_config
 from ostinato.paged_cache import PagedCache
+from ostinato.param_checks import nearest
 from ostinato.plan import Plan, plan_without_cache
 from ostinato.row_batch import split
 from ostinato.row_checks import Limits, check_prompts, make_batch, make_decode_batch, rows_of
-from ostinato.sampling_params import nearest
 from ostinato.startup import StartupProgress
 from ostinato.warm_up import usable_backend
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from ostinato.layers.errors import ParamError
-from ostinato.sampling_params import show
+from ostinato.param_checks import show
 
 MAX_SCHEMA_CHARACTERS = 128 * 1024
 MAX_GRAMMAR_CHARACTERS = 64 * 1024
