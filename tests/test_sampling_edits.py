@@ -22,7 +22,7 @@ from ostinato.models.checkpoint import read_config
 from ostinato.models.step_inputs import Sampling
 from ostinato.output_processor import OutputProcessor
 from ostinato.request import Request
-from ostinato.runner import ModelRunner
+from ostinato.runner import StepRunner
 from ostinato.token_masks import ListedTokens
 from small_tokenizers import byte_level
 from tiny_checkpoints import build
@@ -132,7 +132,7 @@ def lagging_core(seed: int, *, emulate: bool = True) -> tuple[EngineCore, Deferr
     config = EngineConfig(folder, device="cpu", capture_sizes=[1, 4], prefill_capture_sizes=[32], debug=True, **options)
     plan = replace(config.resolve(), num_blocks=40)
     stream = DeferredStream(seed, eagerness=0.2, emulate=emulate)
-    runner = ModelRunner(plan, load_decoder(plan, read_config(folder), lambda *_: None), stream)
+    runner = StepRunner(plan, load_decoder(plan, read_config(folder), lambda *_: None), stream)
     runner.warm_up()
     return EngineCore(plan, runner), stream
 
