@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from ostinato.model_runner import ModelRunner
     from ostinato.outputs import CompletionOutput, Logprob, RequestOutput, StreamDelta
     from ostinato.sampling_params import SamplingParams
+    from ostinato.structured_outputs import StructuredOutputsParams
 
 __version__ = "0.1.0"
 
@@ -47,6 +48,7 @@ __all__ = [
     "RequestOutput",
     "SamplingParams",
     "StreamDelta",
+    "StructuredOutputsParams",
     "__version__",
     "errors",
 ]
@@ -68,6 +70,7 @@ _NAMES = {
     "ostinato.model_runner": ("ModelRunner",),
     "ostinato.outputs": ("CompletionOutput", "Logprob", "RequestOutput", "StreamDelta"),
     "ostinato.sampling_params": ("SamplingParams",),
+    "ostinato.structured_outputs": ("StructuredOutputsParams",),
 }
 _HOME = {name: module for module, names in _NAMES.items() for name in names}
 

@@ -31,6 +31,9 @@ STACK_BYTES = 256 * 2**20
 MAX_MESSAGE = 300
 """Characters of what the compiler complains about."""
 
+_SOME_WHITESPACE = {"whitespace_pattern": r"[ \t\r\n]{1,32}"}
+"""Between two tokens of JSON: without a bound small models write blanks until they may write no more."""
+
 _STACK_SIZE_LOCK = threading.Lock()
 
 
@@ -138,7 +141,7 @@ class GrammarCompiler:
         if params.kind == "choice":
             choices = " | ".join(json.dumps(choice, ensure_ascii=False) for choice in params.choices)
             return str(make.grammar_from_lark(f"start: {choices}"))
-        overrides: Any = {"whitespace_flexible": not params.disable_any_whitespace}
+        overrides: Any = {"whitespace_flexible": False} if params.disable_any_whitespace else _SOME_WHITESPACE
         return str(make.grammar_from_json_schema(params.source, overrides=overrides))
 
 

@@ -26,6 +26,7 @@ from ostinato.param_checks import (
     token_id,
     within,
 )
+from ostinato.structured_outputs import StructuredOutputsParams
 
 MIN_TEMPERATURE, MAX_TEMPERATURE = 1e-6, 1e6  # logits divided by it stay finite and distinct in float32
 MIN_REPETITION_PENALTY, MAX_REPETITION_PENALTY = 0.01, 100.0
@@ -68,6 +69,9 @@ class SamplingParams:
         model's own distribution, before edits and temperature (vLLM's "raw logprobs").
     prompt_logprobs: the same for each token of the prompt but the first. The whole prompt is computed then: what other
         requests have cached of it is not used.
+    structured_outputs: the form of the text (``StructuredOutputsParams``): a JSON schema, a regular expression, a
+        grammar, or a choice. The end of the text is an end-of-sequence token's to say, so neither ``ignore_eos`` nor
+        ``min_tokens`` goes with it. Its steps are launched as those of long ``bad_words`` are.
     max_tokens, min_tokens: generated tokens. Before `min_tokens` nothing but an error or an abort ends the request.
     stop: one string or up to 16; generation ends where one appears, and the text ends before it.
     stop_token_ids: up to 31 token ids that end generation as an end-of-sequence token does.
@@ -91,6 +95,7 @@ class SamplingParams:
     bad_words: tuple[str, ...]
     logprobs: int | None
     prompt_logprobs: int | None
+    structured_outputs: StructuredOutputsParams | None
     max_tokens: int
     min_tokens: int
     stop: tuple[str, ...]
@@ -115,6 +120,7 @@ class SamplingParams:
         bad_words: Sequence[str] = (),
         logprobs: int | None = None,
         prompt_logprobs: int | None = None,
+        structured_outputs: StructuredOutputsParams | None = None,
         max_tokens: int = 64,
         min_tokens: int = 0,
         stop: str | Sequence[str] = (),
@@ -142,6 +148,7 @@ class SamplingParams:
             "bad_words": items("bad_words", bad_words, MAX_BAD_WORDS, string),
             "logprobs": None if logprobs is None else integer("logprobs", logprobs, 0, MAX_LOGPROBS),
             "prompt_logprobs": None if prompt_logprobs is None else _prompt_logprobs(prompt_logprobs),
+            "structured_outputs": _structured(structured_outputs),
             "max_tokens": max_tokens,
             "min_tokens": _min_tokens(min_tokens, max_tokens),
             "stop": items("stop", [stop] if isinstance(stop, str) else stop, MAX_STOP_STRINGS, string),
@@ -152,6 +159,9 @@ class SamplingParams:
         }
         for name, value in valid.items():
             object.__setattr__(self, name, value)  # the one place: a frozen dataclass has no other way to be filled
+        if self.structured_outputs is not None and (self.ignore_eos or self.min_tokens):
+            name = "ignore_eos" if self.ignore_eos else f"min_tokens = {self.min_tokens}"
+            raise ParamError(f"{name} does not go with structured_outputs: an end-of-sequence token ends the text")
 
     @property
     def greedy(self) -> bool:
@@ -181,6 +191,12 @@ def _min_tokens(value: object, max_tokens: int) -> int:
     if number > max_tokens:
         raise ParamError(f"min_tokens is {number}, above max_tokens, which is {max_tokens}")
     return number
+
+
+def _structured(value: object) -> StructuredOutputsParams | None:
+    if value is not None and not isinstance(value, StructuredOutputsParams):
+        raise ParamError(f"structured_outputs must be a StructuredOutputsParams, got {show(value)}")
+    return value
 
 
 def _allowed(value: object) -> tuple[int, ...]:

@@ -33,7 +33,7 @@ class StructuredOutputsParams:
     regex: a regular expression in Rust's syntax, which the whole text matches; up to 16 Ki characters.
     choice: up to 1,000 strings, one of which the text is.
     grammar: a Lark grammar, as llguidance takes it; up to 64 Ki characters.
-    disable_any_whitespace: JSON without whitespace between its tokens.
+    disable_any_whitespace: JSON without whitespace between its tokens; otherwise there are up to 32 characters of it.
 
     Raises ParamError, naming the parameter and its value.
     """

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+from functools import cached_property
 
 from ostinato.bad_words import token_sequences
+from ostinato.grammar_compiler import GrammarCompiler
+from ostinato.grammar_mask import GrammarMask
 from ostinato.layers.errors import ParamError
 from ostinato.output_processor import OutputProcessor
 from ostinato.plan import Plan
@@ -31,7 +34,7 @@ class RequestMaker:
         number = self._made
         self._made += 1
         self._check_ids(params)
-        mask = self._mask(params)
+        mask = self._mask(params, len(prompt.token_ids))
         request = Request(number, prompt.token_ids, params, self._seed(params, number), self._eos, mask)
         self._check_stops(request)
         return request, OutputProcessor(self._tokenizer, request, prompt.text)
@@ -56,7 +59,14 @@ class RequestMaker:
                     f"{name}: {largest} is no token; the model's vocabulary is 0 to {self._vocab_size - 1}"
                 )
 
-    def _mask(self, params: SamplingParams) -> TokenMask | None:
+    def _mask(self, params: SamplingParams, num_prompt_tokens: int) -> TokenMask | None:
+        listed = self._listed(params)
+        if params.structured_outputs is None:
+            return listed
+        matcher = self._grammars.matcher(params.structured_outputs)
+        return GrammarMask(matcher, num_prompt_tokens, self._vocab_size, listed)
+
+    def _listed(self, params: SamplingParams) -> TokenMask | None:
         if params.allowed_token_ids is None and not params.bad_words:
             return None
         words = token_sequences(self._tokenizer, params.bad_words, self._vocab_size)
@@ -64,6 +74,12 @@ class RequestMaker:
         if not mask.any_allowed:
             raise ParamError("bad_words: they leave no token that may be drawn")
         return mask
+
+    @cached_property
+    def _grammars(self) -> GrammarCompiler:
+        if self._tokenizer is None:
+            raise ParamError("structured_outputs: this checkpoint has no tokenizer, so there is no text")
+        return GrammarCompiler(self._tokenizer.to_json(), self._vocab_size, self._eos)
 
     def _check_stops(self, request: Request) -> None:
         if request.params.stop and self._tokenizer is None:

@@ -2,7 +2,7 @@
 
 ``Request.mask`` is a ``TokenMask``. One that ``follows_tokens`` is asked anew before every step of its request, which
 then is not launched before all tokens of the request have arrived. Here are the masks of ``allowed_token_ids`` and
-``bad_words``; whatever else restricts a request (a grammar, say) is a class with the same surface. Knows no device.
+``bad_words``; that of a text's form is in ``grammar_mask``. Knows no device.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+from ostinato.layers.errors import OstinatoError
 
 Words = NDArray[np.int32]
 """``[ceil(vocab / 32)]``: bit ``t % 32`` of word ``t // 32`` says that token t may be drawn; surplus bits are 1."""
@@ -23,6 +25,10 @@ class TokenMask(Protocol):
     @property
     def follows_tokens(self) -> bool:
         """Whether it depends on the tokens so far; else ``words`` is asked once for each admission."""
+
+    @property
+    def fault(self) -> OstinatoError | None:
+        """Why it allows nothing, where it does not."""
 
     def words(self, token_ids: Sequence[int]) -> Words:
         """What may follow ``token_ids``, prompt and answer. Not changed by the caller."""
@@ -42,6 +48,8 @@ def pack(allowed: NDArray[np.bool_]) -> Words:
 
 class ListedTokens:
     """The mask of ``allowed_token_ids`` (None: all) without ``bad_words``, each a sequence of tokens, none empty."""
+
+    fault = None
 
     def __init__(
         self, vocab_size: int, allowed: Iterable[int] | None = None, bad_words: Iterable[Sequence[int]] = ()

@@ -58,6 +58,10 @@ class Tokenizer:
         known = [token_id for token_id in token_ids if 0 <= token_id < NUM_IDS]
         return self._core.decode(known, skip_special_tokens=skip_special_tokens)
 
+    def to_json(self) -> str:
+        """The whole tokenizer, as a ``tokenizer.json`` holds it."""
+        return str(self._core.to_str())
+
     def text_stream(self, prompt_token_ids: Sequence[int] = ()) -> TextStream:
         """Return a stream whose pieces concatenate to the text of the ids pushed, as it stands after the prompt.
 

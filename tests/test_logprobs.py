@@ -19,7 +19,7 @@ from ostinato.models.checkpoint import read_config
 from ostinato.output_processor import OutputProcessor
 from ostinato.outputs import Logprobs, RequestOutput
 from ostinato.request import Request
-from ostinato.runner import ModelRunner
+from ostinato.runner import StepRunner
 
 VARIANT = "qwen3"
 TOKENS = 6
@@ -140,7 +140,7 @@ def test_logprobs_of_steps_in_flight_are_not_mixed_up(seed: int) -> None:
     config = EngineConfig(folder, device="cpu", capture_sizes=[1, 4], prefill_capture_sizes=[64], debug=True, **options)
     plan = replace(config.resolve(), num_blocks=40)
     stream = DeferredStream(seed, eagerness=0.2, emulate=seed == 0)
-    runner = ModelRunner(plan, load_decoder(plan, read_config(folder), lambda *_: None), stream)
+    runner = StepRunner(plan, load_decoder(plan, read_config(folder), lambda *_: None), stream)
     runner.warm_up()
     core = EngineCore(plan, runner)
     outputs = []
