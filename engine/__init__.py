@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from ostinato.outputs import CompletionOutput, Logprob, RequestOutput, StreamDelta
     from ostinato.sampling_params import SamplingParams
     from ostinato.structured_outputs import StructuredOutputsParams
+    from ostinato.user_processors import ProcessorRow
 
 __version__ = "0.1.0"
 
@@ -44,6 +45,7 @@ __all__ = [
     "OstinatoError",
     "OutOfBlocks",
     "ParamError",
+    "ProcessorRow",
     "PromptTooLong",
     "RequestOutput",
     "SamplingParams",
@@ -71,6 +73,7 @@ _NAMES = {
     "ostinato.outputs": ("CompletionOutput", "Logprob", "RequestOutput", "StreamDelta"),
     "ostinato.sampling_params": ("SamplingParams",),
     "ostinato.structured_outputs": ("StructuredOutputsParams",),
+    "ostinato.user_processors": ("ProcessorRow",),
 }
 _HOME = {name: module for module, names in _NAMES.items() for name in names}
 

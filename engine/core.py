@@ -54,13 +54,14 @@ class EngineCore:
         self.check_alive()
         if self._unsound:
             self._recover()
-        self.scheduler.add(request)
-        self._processors[request.request_id] = processor
-        self._live[request.request_id] = request
+        for member, its in zip(request.group, processor.group, strict=True):
+            self.scheduler.add(member)
+            self._processors[member.request_id] = its
+            self._live[member.request_id] = member
 
     def is_live(self, request: Request) -> bool:
         """Whether more may come of ``request``."""
-        return request.request_id in self._live
+        return any(member.request_id in self._live for member in request.group)
 
     @property
     def is_busy(self) -> bool:
@@ -73,6 +74,8 @@ class EngineCore:
 
     def release(self, request: Request) -> OutputProcessor:
         """Hand over the processor of a request that has ended."""
+        for member in request.followers:
+            self._processors.pop(member.request_id)
         return self._processors.pop(request.request_id)
 
     def step(self) -> None:
@@ -140,10 +143,10 @@ class EngineCore:
 
     def abort(self, requests: Iterable[Request]) -> None:
         """End requests that have not ended, and let go of all of them."""
-        for request in requests:
-            self.scheduler.finish(request, "abort")
-            self._live.pop(request.request_id, None)
-            self._processors.pop(request.request_id, None)
+        for member in [member for request in requests for member in request.group]:
+            self.scheduler.finish(member, "abort")
+            self._live.pop(member.request_id, None)
+            self._processors.pop(member.request_id, None)
 
     def drop(self, request: Request) -> None:
         """Abort ``request`` before the next step. Takes no lock: a finalizer may call it in the midst of a step."""

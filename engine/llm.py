@@ -108,6 +108,8 @@ class LLM:
         items = as_list(prompt)
         if len(items) != 1:
             raise ParamError(f"stream takes one prompt, got {len(items)}")
+        if sampling_params is not None and sampling_params.n > 1:
+            raise ParamError(f"n: a stream has one sequence, got {sampling_params.n}; generate() takes n")
         with self._lock:
             (request,) = self._submit_all(items, as_params(sampling_params, 1))
         return TokenStream(self, request)

@@ -2,7 +2,7 @@
 
 The text so far, as intervals: ``[0, delivered)`` was in deltas already; ``[delivered, shown)`` is in ``_new`` and goes
 into the next one; ``[shown, end)`` is ``_held``, because it may become a stop string. From the token that completes a
-stop string on nothing is added: the stop string and what follows it are never in a text.
+stop string on nothing is added: what follows it is never in a text, and the stop string only where that was asked for.
 
 Knows tokens, text and why the scheduler ended a request, which it never changes. Without a tokenizer a text is "".
 """
@@ -19,10 +19,15 @@ from ostinato.tokenizer import Tokenizer
 class OutputProcessor:
     """Push each generated token after the scheduler has committed it; finish once the request has ended."""
 
-    def __init__(self, tokenizer: Tokenizer | None, request: Request, prompt: str | None) -> None:
+    def __init__(self, tokenizer: Tokenizer | None, request: Request, prompt: str | None, index: int = 0) -> None:
+        """``index``: which of the sequences of its prompt it is."""
         self._request = request
         self._prompt = prompt
-        self._stream = tokenizer.text_stream(request.prompt_token_ids) if tokenizer is not None else None
+        self._index = index
+        self.group = [self]
+        """The processors of all sequences of the prompt, this one first; ``output`` puts theirs together."""
+        skip = request.params.skip_special_tokens
+        self._stream = tokenizer.text_stream(request.prompt_token_ids, skip) if tokenizer is not None else None
         self._logprobs = LogprobRecords(tokenizer, request)
         self._stops = StopStrings(request.params.stop)
         self._stop_string: str | None = None  # the one that was found
@@ -44,14 +49,15 @@ class OutputProcessor:
     def push(self, token_id: int) -> str | None:
         """Add one generated token; return the stop string that it completes: the caller then ends the request.
 
-        The token that ended the request itself (end of sequence, a stop token id) has no text.
+        The token that ended the request itself (end of sequence, a stop token id) has no text, unless the request
+        includes what stops it.
         """
         if self._stop_string is not None:
             return None
         self._logprobs.push(self._request.num_prompt_tokens + self._num_pushed, token_id)
         self._num_pushed += 1
         ends_it = self._request.finish_reason == "stop" and self._num_pushed == self._request.num_generated
-        if self._stream is None or ends_it:
+        if self._stream is None or (ends_it and not self._request.params.include_stop_str_in_output):
             return None
         return self._add(self._stream.push(token_id))
 
@@ -83,19 +89,22 @@ class OutputProcessor:
     def output(self) -> RequestOutput:
         """Return everything so far, without what is held back."""
         request = self._request
-        records = self._logprobs
-        logprobs = records.cumulative, None if records.answer is None else list(records.answer)
-        completion = CompletionOutput(0, "".join(self._shown), self._token_ids(0), *self._reasons(), *logprobs)
+        errors = [member._request.error for member in self.group]
         return RequestOutput(
             request_id=request.request_id,
             prompt=self._prompt,
             prompt_token_ids=list(request.prompt_token_ids),
             num_cached_tokens=self._num_cached_tokens,
-            finished=self._finished,
-            outputs=[completion],
-            error=request.error,
-            prompt_logprobs=records.prompt,
+            finished=all(member._finished for member in self.group),
+            outputs=[member._completion() for member in self.group],
+            error=next((error for error in errors if error is not None), None),
+            prompt_logprobs=self._logprobs.prompt,
         )
+
+    def _completion(self) -> CompletionOutput:
+        records = self._logprobs
+        logprobs = records.cumulative, None if records.answer is None else list(records.answer)
+        return CompletionOutput(self._index, "".join(self._shown), self._token_ids(0), *self._reasons(), *logprobs)
 
     @property
     def _num_cached_tokens(self) -> int:
@@ -121,7 +130,8 @@ class OutputProcessor:
             end = len(text) - self._stops.num_held
         else:
             self._stop_string, end_in_piece = match
-            end = len(self._held) + end_in_piece - len(self._stop_string)
+            shown = self._request.params.include_stop_str_in_output
+            end = len(self._held) + end_in_piece - (0 if shown else len(self._stop_string))
         self._show(text[:end])
         self._held = text[end:] if match is None else ""
         return self._stop_string

@@ -7,7 +7,7 @@
     "abort"     the caller cancelled it
     "error"     it failed alone; ``RequestOutput.error`` holds the cause
 
-The token that stopped a request is in ``token_ids`` and never in ``text``.
+The token that stopped a request is in ``token_ids``, and in ``text`` only with ``include_stop_str_in_output``.
 """
 
 from __future__ import annotations
@@ -54,6 +54,7 @@ class CompletionOutput:
 class RequestOutput:
     """A whole request; ``prompt`` is None where token ids were given, ``num_cached_tokens`` counts prompt tokens.
 
+    ``outputs`` has one for each of the ``n`` sequences, in order; ``error`` is that of the first that failed.
     ``prompt_logprobs`` has an entry for each token of the prompt as far as it was computed, None for the first, of
     which nothing can be said; None if not asked.
     """

@@ -9,7 +9,7 @@ import math
 import numbers
 import operator
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from ostinato.layers.errors import ParamError
 
@@ -97,6 +97,13 @@ def items(name: str, value: object, limit: int, each: Callable[[str, object], It
     if len(value) > limit:
         raise ParamError(f"{name} may have {limit:,} items, got {len(value):,}")
     return tuple(each(name, item) for item in value)
+
+
+def function(name: str, value: object) -> Callable[..., Any]:
+    """Something that can be called."""
+    if not callable(value):
+        raise ParamError(f"{name} must be callable, got {show(value)}")
+    return value
 
 
 def token_id(name: str, value: object) -> int:

@@ -59,6 +59,8 @@ class Request:
     admissions ever have the same number, so an unchanged number means an unchanged row. ``mask`` says which tokens it
     may draw; None: all. ``max_length`` (tokens) is lowered to ``max_model_len`` at submission. ``probes`` says, by
     position, how likely tokens were, where that was asked for: written as tokens are brought in, before they count.
+    ``fault`` is why its logits were not finite, where that is known. Of the ``n`` sequences of one prompt the first is
+    the ``leader`` of the others, its ``followers``, which share its prompt's blocks once it has computed them.
     """
 
     request_id: int
@@ -67,6 +69,7 @@ class Request:
     seed: int = 0  # resolved: 0 <= seed < 2**64
     eos_token_ids: frozenset[int] = frozenset()
     mask: TokenMask | None = None
+    leader: Request | None = None
 
     num_prompt_tokens: int = field(init=False)
     max_length: int = field(init=False)
@@ -84,11 +87,18 @@ class Request:
     stop_reason: StopReason = field(default=None, init=False)
     error: OstinatoError | None = field(default=None, init=False)
     probes: dict[int, TokenProbe] = field(default_factory=dict, init=False)
+    fault: OstinatoError | None = field(default=None, init=False)
+    followers: list[Request] = field(default_factory=list, init=False)
 
     def __post_init__(self) -> None:
         self.num_prompt_tokens = len(self.prompt_token_ids)
         self.max_length = self.num_prompt_tokens + self.params.max_tokens
         self.token_ids = list(self.prompt_token_ids)
+
+    @property
+    def group(self) -> list[Request]:
+        """All sequences that were asked for with it, itself first."""
+        return [self, *self.followers]
 
     def restart(self) -> None:
         """Back to waiting with nothing held or computed: the books it was in are gone, its tokens stay."""
@@ -114,13 +124,14 @@ class Request:
 
     @property
     def edits(self) -> bool:
-        """Whether its logits are changed before a token is chosen: by biases, penalties or a mask."""
-        return self.mask is not None or self.params.penalises or bool(self.params.logit_bias)
+        """Whether its logits are changed before a token is chosen."""
+        params = self.params
+        return self.mask is not None or params.penalises or bool(params.logit_bias or params.logits_processors)
 
     @property
     def awaits_tokens(self) -> bool:
         """Whether what it may draw next depends on its tokens: no step of it is launched before all are known."""
-        return self.mask is not None and self.mask.follows_tokens
+        return bool(self.params.logits_processors) or (self.mask is not None and self.mask.follows_tokens)
 
     @property
     def output_token_ids(self) -> list[int]:

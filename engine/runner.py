@@ -35,12 +35,13 @@ from ostinato.models.decode_step import StepDecoder, StepModel, head
 from ostinato.models.decoder import KVCache
 from ostinato.models.kv_cache import allocate_kv_cache
 from ostinato.models.rope_tables import rope_of
-from ostinato.models.step_inputs import BY_KERNELS, BY_PASSES, Sampling
+from ostinato.models.step_inputs import BY_KERNELS, BY_PASSES, CAPTURED, Sampling
 from ostinato.plan import Plan
-from ostinato.probe_buffers import ProbedPrompt, PromptSpan, keep_prompts, keep_sampled, prompt_spans
+from ostinato.probe_buffers import ProbedPrompt, keep_prompts, keep_sampled
 from ostinato.promises import Promises
 from ostinato.step import Step
 from ostinato.step_buffers import PackedStep, StepBuffers
+from ostinato.step_extras import NOTHING, StepExtras, extras_of
 from ostinato.step_graphs import StepGraphs
 from ostinato.step_pieces import MIN_BLOCKS, StepPieces
 from ostinato.warm_up import Progress, WarmUp, usable_backend
@@ -68,7 +69,8 @@ class StepRunner:
         self.backend, self.fallback_reason = usable_backend(plan)
         self.stream = stream or stream_of(plan.device, emulate=self.backend == "emulated")
         self.kernels = plan.attention.backend is not AttentionBackend.TORCH
-        self.kinds = BY_KERNELS if self.kernels else BY_PASSES
+        recorded = self.backend in ("cuda", "emulated")
+        self.kinds = BY_KERNELS if self.kernels else CAPTURED if recorded else BY_PASSES
         self.counts: Counter[str] = Counter()
         with self._neutral():
             self.buffers = StepBuffers(
@@ -163,11 +165,10 @@ class StepRunner:
                 self._compile_again()
             if self.plan.config.debug:
                 self.promises.check(self.pieces.compiles, self.graphs.captures, self.named_tensors())
-            spans = prompt_spans(step)
-            size = self.graphs.prefill_size(step, "prompt_logprobs" if spans else None)
-            packed = self.buffers.pack(step, size or 0)
-            prompts, watch = self._watched_prompts(spans)
-            work = self._work(packed, size, watch)
+            extras = extras_of(step, self.buffers.probes, functools.partial(head, self.open_model.decoder))
+            size = self.graphs.size_of(step, extras.reason)
+            packed = self.buffers.pack(step, (size or 0) if not step.is_decode else 0)
+            work = self._work(packed, size, extras)
             self._launches += 1
             tokens = self._results[self._launches % len(self._results)][: packed.rows]
             out = self.buffers.state.out[: packed.rows]
@@ -184,7 +185,7 @@ class StepRunner:
             self.promises.kernel_compiles += self.promises.forms() - before
         self.buffers.launched(step, packed, done)
         self._watch()
-        return Flight(tokens, done, step, probes, prompts)
+        return Flight(tokens, done, step, probes, extras.prompts)
 
     def collect(self, flight: Flight) -> list[int]:
         """The tokens that a launched step sampled, -1 where logits were not finite; waits for them.
@@ -241,44 +242,29 @@ class StepRunner:
             return None, lambda: None
         return self.buffers.probes.results(packed.rows, self._launches)
 
-    def _watched_prompts(
-        self, spans: Sequence[PromptSpan]
-    ) -> tuple[Sequence[ProbedPrompt], Callable[[Tensor], None] | None]:
-        """The same for prompts: what is to be shown the last layer's output."""
-        if not spans:
-            return (), None
-        return self.buffers.probes.prompts(spans, functools.partial(head, self.open_model.decoder))
+    def _work(self, packed: PackedStep, size: int | None, extras: StepExtras) -> Callable[[], None]:
+        """What to submit for a packed step, with all that it depends on bound now: it may run later.
 
-    def _work(
-        self, packed: PackedStep, prefill_size: int | None, watch: Callable[[Tensor], None] | None
-    ) -> Callable[[], None]:
-        """What to submit for a packed step, with all that it depends on bound now: it may run later."""
-        if packed.tokens:
-            return self._mixed_work(packed, prefill_size, watch)
+        ``size``: of the graph that serves it, if one does.
+        """
         rows, sampling, width = packed.rows, packed.sampling, packed.width
-        size = self.graphs.decode_size(rows)
+        if packed.tokens and size is not None:
+            return functools.partial(self.graphs.prefill.replay, size, sampling)
+        if packed.tokens:
+            return functools.partial(self.run_mixed, packed.tokens, width, rows, sampling, packed.host, extras)
         if size is None:
-            return functools.partial(self.run_decode, rows, sampling, width)
+            return functools.partial(self.run_decode, rows, sampling, width, extras)
         self.counts["padding_rows"] += size - rows
         return functools.partial(self._replay, size, sampling, width)
-
-    def _mixed_work(
-        self, packed: PackedStep, prefill_size: int | None, watch: Callable[[Tensor], None] | None
-    ) -> Callable[[], None]:
-        if prefill_size is not None:
-            return functools.partial(self.graphs.prefill.replay, prefill_size, packed.sampling)
-        arguments = packed.tokens, packed.width, packed.rows, packed.sampling, packed.host
-        return functools.partial(self.run_mixed, *arguments, watch)
 
     def _replay(self, size: int, sampling: Sampling, width: int) -> None:
         self.width = width
         self.graphs.decode.replay(size, sampling)
 
-    def run_decode(self, rows: int, sampling: Sampling, width: int) -> None:
+    def run_decode(self, rows: int, sampling: Sampling, width: int, extras: StepExtras = NOTHING) -> None:
         """Run a decode step's pieces on what the static inputs hold."""
-        buffers = self.buffers
-        inputs, edits = self._sampling_inputs(rows, sampling)
-        self.open_model.decode(self.pieces.for_rows(rows), buffers.row_inputs(rows), width, sampling, inputs, edits)
+        inputs = *self._sampling_inputs(rows, sampling), extras.process
+        self.open_model.decode(self.pieces.for_rows(rows), self.buffers.row_inputs(rows), width, sampling, *inputs)
 
     def run_mixed(
         self,
@@ -287,9 +273,9 @@ class StepRunner:
         rows: int,
         sampling: Sampling,
         host: Tensor | None,
-        watch: Callable[[Tensor], None] | None = None,
+        extras: StepExtras = NOTHING,
     ) -> None:
-        """Run a mixed step's pieces on what the static inputs hold; ``rows`` sample. See ``StepModel.mixed``."""
+        """Run a mixed step's pieces on what the static inputs hold; ``rows`` sample."""
         buffers = self.buffers
         self.open_model.mixed(
             self.pieces.for_tokens,
@@ -300,7 +286,8 @@ class StepRunner:
             buffers.sample_slot(rows),
             sampling,
             *self._sampling_inputs(rows, sampling),
-            watch,
+            extras.process,
+            extras.watch,
         )
 
     def _sampling_inputs(self, rows: int, sampling: Sampling) -> tuple[SamplingInputs, EditInputs | None]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Never
+from typing import TYPE_CHECKING, Never
 
 from ostinato.layers.errors import ParamError
 from ostinato.param_checks import (
@@ -17,6 +17,7 @@ from ostinato.param_checks import (
     biases,
     flag,
     fraction,
+    function,
     integer,
     items,
     nearest,
@@ -27,6 +28,9 @@ from ostinato.param_checks import (
     within,
 )
 from ostinato.structured_outputs import StructuredOutputsParams
+
+if TYPE_CHECKING:
+    from ostinato.user_processors import LogitsProcessor
 
 MIN_TEMPERATURE, MAX_TEMPERATURE = 1e-6, 1e6  # logits divided by it stay finite and distinct in float32
 MIN_REPETITION_PENALTY, MAX_REPETITION_PENALTY = 0.01, 100.0
@@ -39,6 +43,8 @@ MAX_LOGIT_BIAS = 300
 LARGEST_BIAS = 100.0
 MAX_ALLOWED_TOKEN_IDS = 1 << 20
 MAX_BAD_WORDS = 128
+MAX_N = 16
+MAX_LOGITS_PROCESSORS = 8
 MAX_LOGPROBS = 20
 """Likeliest tokens that are told of each token."""
 
@@ -49,6 +55,9 @@ class SamplingParams:
 
     Which token is drawn: logits are biased, penalised and masked, then divided by the temperature and filtered.
 
+    n: sequences for one prompt, 1 to 16; ``RequestOutput.outputs`` has them in order. They share the prompt's full
+        blocks through the prefix cache, and sequence i draws what a request of its own with ``seed + i`` would. Not
+        with temperature 0, where all would be the same; a stream has one sequence.
     temperature: 0 is greedy (an exact argmax of the edited logits), else 1e-6 to 1e6.
     top_k: keep the k likeliest tokens; 0 or -1 keeps all (stored as 0).
     top_p: keep the likeliest tokens whose probabilities reach it, in (0, 1].
@@ -65,6 +74,10 @@ class SamplingParams:
         splits it. The last token of one is excluded where those before it end the prompt and the answer so far
         (transformers' ``bad_words_ids``; vLLM looks at the answer alone). Words of several tokens keep the engine from
         launching a step before the last one's token has arrived (``stats().launches_held_back``).
+    logits_processors: up to 8 callables ``processor(rows, logits) -> logits``, called in turn before all of the above:
+        ``rows`` is a list of ``ProcessorRow(prompt_token_ids, output_token_ids)``, logits are ``[rows, vocab]`` float32
+        on the model's device. One call serves all rows of a step that name the same object. They cost their steps the
+        graph and the launch ahead (``stats().steps_without_graph``); an error ends the requests of that call alone.
     logprobs: tell how likely each token of the answer was, and this many of the likeliest, 0 to 20; None is off. Of the
         model's own distribution, before edits and temperature (vLLM's "raw logprobs").
     prompt_logprobs: the same for each token of the prompt but the first. The whole prompt is computed then: what other
@@ -76,12 +89,16 @@ class SamplingParams:
     stop: one string or up to 16; generation ends where one appears, and the text ends before it.
     stop_token_ids: up to 31 token ids that end generation as an end-of-sequence token does.
     ignore_eos: go on after the model's own end-of-sequence tokens.
+    include_stop_str_in_output: the text ends behind the stop string, or the token, that ended it, not before it.
+    skip_special_tokens: False: special tokens have their text in the answer (that which ends it only with
+        ``include_stop_str_in_output``).
     cache_salt: requests share cached prefixes only with requests of the same salt.
     enable_prefix_caching: False neither reads nor feeds the prefix cache.
 
     A request whose every token is excluded ends with an error. Raises ParamError, naming the parameter and its value.
     """
 
+    n: int
     temperature: float
     top_k: int
     top_p: float
@@ -93,6 +110,7 @@ class SamplingParams:
     logit_bias: tuple[tuple[int, float], ...]
     allowed_token_ids: tuple[int, ...] | None
     bad_words: tuple[str, ...]
+    logits_processors: tuple[LogitsProcessor, ...]
     logprobs: int | None
     prompt_logprobs: int | None
     structured_outputs: StructuredOutputsParams | None
@@ -101,12 +119,15 @@ class SamplingParams:
     stop: tuple[str, ...]
     stop_token_ids: tuple[int, ...]
     ignore_eos: bool
+    include_stop_str_in_output: bool
+    skip_special_tokens: bool
     cache_salt: str | None
     enable_prefix_caching: bool
 
     def __init__(
         self,
         *,
+        n: int = 1,
         temperature: float = 1.0,
         top_k: int = 0,
         top_p: float = 1.0,
@@ -118,6 +139,7 @@ class SamplingParams:
         logit_bias: Mapping[int, float] | None = None,
         allowed_token_ids: Sequence[int] | None = None,
         bad_words: Sequence[str] = (),
+        logits_processors: Sequence[LogitsProcessor] = (),
         logprobs: int | None = None,
         prompt_logprobs: int | None = None,
         structured_outputs: StructuredOutputsParams | None = None,
@@ -126,6 +148,8 @@ class SamplingParams:
         stop: str | Sequence[str] = (),
         stop_token_ids: Sequence[int] = (),
         ignore_eos: bool = False,
+        include_stop_str_in_output: bool = False,
+        skip_special_tokens: bool = True,
         cache_salt: str | None = None,
         enable_prefix_caching: bool = True,
         **unknown: Never,  # Never: a type checker refuses what is only met at run time here
@@ -134,8 +158,10 @@ class SamplingParams:
             raise ParamError(f"SamplingParams has no parameter {name!r}{nearest(name, self.__dataclass_fields__)}")
         max_tokens = integer("max_tokens", max_tokens, 1, INT32_MAX)
         repeat_limits = MIN_REPETITION_PENALTY, MAX_REPETITION_PENALTY
+        degrees = _temperature(temperature)
         valid = {
-            "temperature": _temperature(temperature),
+            "n": _n(n, degrees),
+            "temperature": degrees,
             "top_k": max(0, integer("top_k", top_k, -1, INT32_MAX)),
             "top_p": fraction("top_p", top_p, zero_allowed=False),
             "min_p": fraction("min_p", min_p, zero_allowed=True),
@@ -146,6 +172,7 @@ class SamplingParams:
             "logit_bias": biases("logit_bias", () if logit_bias is None else logit_bias, MAX_LOGIT_BIAS, LARGEST_BIAS),
             "allowed_token_ids": None if allowed_token_ids is None else _allowed(allowed_token_ids),
             "bad_words": items("bad_words", bad_words, MAX_BAD_WORDS, string),
+            "logits_processors": items("logits_processors", logits_processors, MAX_LOGITS_PROCESSORS, function),
             "logprobs": None if logprobs is None else integer("logprobs", logprobs, 0, MAX_LOGPROBS),
             "prompt_logprobs": None if prompt_logprobs is None else _prompt_logprobs(prompt_logprobs),
             "structured_outputs": _structured(structured_outputs),
@@ -154,6 +181,8 @@ class SamplingParams:
             "stop": items("stop", [stop] if isinstance(stop, str) else stop, MAX_STOP_STRINGS, string),
             "stop_token_ids": items("stop_token_ids", stop_token_ids, MAX_STOP_TOKEN_IDS, token_id),
             "ignore_eos": flag("ignore_eos", ignore_eos),
+            "include_stop_str_in_output": flag("include_stop_str_in_output", include_stop_str_in_output),
+            "skip_special_tokens": flag("skip_special_tokens", skip_special_tokens),
             "cache_salt": None if cache_salt is None else _salt(cache_salt),
             "enable_prefix_caching": flag("enable_prefix_caching", enable_prefix_caching),
         }
@@ -172,6 +201,13 @@ class SamplingParams:
     def penalises(self) -> bool:
         """Whether it matters how often a token was there before."""
         return self.repetition_penalty != 1 or self.presence_penalty != 0 or self.frequency_penalty != 0
+
+
+def _n(value: object, temperature: float) -> int:
+    number = integer("n", value, 1, MAX_N)
+    if number > 1 and temperature == 0:
+        raise ParamError(f"n is {number} with temperature 0: all sequences would be the same")
+    return number
 
 
 def _temperature(value: object) -> float:

@@ -24,7 +24,8 @@ to be preempted, `next_step` returns None, and after the `commit` of what is in 
   for each: so at most the newest has a chunk cut short, and every running request has a row in every step, but for
   those that end in flight. (If blocks cut it short then none is left to admit another.) Only when steps in flight were
   dropped may older requests leave nothing for the newest, for some steps.
-* A request is taken only if it fits into the empty pool, so the first in line is admitted once nothing runs.
+* A request is taken only if it fits into the empty pool, so the first in line is admitted once nothing runs. One that
+  follows another of the same prompt waits until that one has computed it, and so do those behind.
 """
 
 from __future__ import annotations
@@ -227,11 +228,21 @@ class Scheduler:
         """Admit in order while budget, row slots and blocks last, and sort the admitted into the rows."""
         budget = self.max_num_batched_tokens - len(decodes)
         budget -= sum(request.num_tokens - request.num_scheduled_tokens for request in chunks)
-        while budget > 0 and self.waiting and self._free_slots and self._admit(self.waiting[0], budget):
-            request = self.waiting.popleft()
+        while budget > 0 and self.waiting and self._free_slots:
+            request = self.waiting[0]
+            if self._awaits_prompt(request) or not self._admit(request, budget):
+                break
+            self.waiting.popleft()
             num_tokens = len(request.token_ids) - request.num_computed_tokens
             (decodes if num_tokens == 1 else chunks).append(request)
             budget -= num_tokens
+
+    def _awaits_prompt(self, request: Request) -> bool:
+        """Whether somebody is computing the very prompt whose blocks it is to share."""
+        leader = request.leader
+        if leader is None or leader.status is not RUNNING or not self._shares_prefix(request):
+            return False
+        return leader.num_computed_tokens < leader.num_prompt_tokens
 
     def _make_step(self, decodes: list[Request], chunks: list[Request]) -> Step:
         rows = len(decodes)
@@ -393,7 +404,7 @@ class Scheduler:
         )
         computed = request.digests[request.num_cached_tokens // self.pool.block_size :]
         self.pool.forget(self.pool.registered(computed))
-        self.finish(request, "error", error=error)
+        self.finish(request, "error", error=request.fault or error)
 
     def finish(
         self,

@@ -28,7 +28,7 @@ class Stats:
     padding_rows: int
     """Rows that replayed graphs computed beyond those asked for."""
     steps_without_graph: Mapping[str, int]
-    """Steps with prompts that are none for a graph, per reason: as it should be."""
+    """Steps that are none for a graph, per reason: with prompts, or with work that no graph can hold."""
     eager_fallbacks: Mapping[str, int]
     """Steps that ran uncompiled though they should not, per reason."""
     eager_breaks: tuple[str, ...]

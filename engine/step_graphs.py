@@ -28,7 +28,7 @@ class StepGraphs:
         self.prefill_rows = min(PREFILL_ROWS, plan.config.max_num_seqs)
         self._missed: Counter[str] = Counter()
         self.not_served: Counter[str] = Counter()
-        """Steps with prompts that are none for a graph, per reason."""
+        """Steps that are none for a graph, per reason."""
 
     @property
     def sets(self) -> tuple[GraphSet[Sampling], ...]:
@@ -55,21 +55,15 @@ class StepGraphs:
             for graphs, named in zip(lost, sizes, strict=True)
         }
 
-    def decode_size(self, rows: int) -> int | None:
-        """The captured size that serves ``rows`` rows, if one does."""
-        return self._size(self.decode, rows)
-
-    def prefill_size(self, step: Step, obstacle: str | None = None) -> int | None:
-        """The captured size that serves a step with prompts; None where none does, or it samples nothing.
-
-        ``obstacle``: why no graph can do what this step has to do.
-        """
-        if step.is_decode:
-            return None
-        reason = self._why_not(step) or obstacle
+    def size_of(self, step: Step, obstacle: str | None) -> int | None:
+        """The captured size that serves a step, if one does; ``obstacle``: why none can do what it has to do."""
+        reason = obstacle if step.is_decode else self._why_not(step) or obstacle
         if reason is not None:
-            self.not_served[reason] += 1
+            if not step.is_decode or self.decode.sizes:
+                self.not_served[reason] += 1
             return None
+        if step.is_decode:
+            return self._size(self.decode, len(step.requests))
         return self._size(self.prefill, max(2, step.num_tokens))
 
     def close(self) -> None:

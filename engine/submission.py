@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from functools import cached_property
 
 from ostinato.bad_words import token_sequences
@@ -30,14 +31,29 @@ class RequestMaker:
         self._made = 0
 
     def make(self, prompt: CheckedPrompt, params: SamplingParams) -> tuple[Request, OutputProcessor]:
-        """The request and what will make its text. ``ParamError`` names the parameter that cannot be."""
-        number = self._made
-        self._made += 1
+        """The request and what will make its text; of ``n`` sequences the first, which knows the others.
+
+        ``ParamError`` names the parameter that cannot be.
+        """
         self._check_ids(params)
-        mask = self._mask(params, len(prompt.token_ids))
-        request = Request(number, prompt.token_ids, params, self._seed(params, number), self._eos, mask)
+        seed, listed = self._seed(params, self._made), self._listed(params)
+        request, processor = self._one(prompt, params, seed, listed)
+        for index in range(1, params.n):
+            own = params if params.prompt_logprobs is None else replace(params, prompt_logprobs=None)
+            follower, its = self._one(prompt, own, (seed + index) % (1 << 64), listed, index)
+            follower.leader = request
+            request.followers.append(follower)
+            processor.group.append(its)
+        return request, processor
+
+    def _one(
+        self, prompt: CheckedPrompt, params: SamplingParams, seed: int, listed: TokenMask | None, index: int = 0
+    ) -> tuple[Request, OutputProcessor]:
+        mask = self._mask(params, len(prompt.token_ids), listed)
+        request = Request(self._made, prompt.token_ids, params, seed, self._eos, mask)
+        self._made += 1
         self._check_stops(request)
-        return request, OutputProcessor(self._tokenizer, request, prompt.text)
+        return request, OutputProcessor(self._tokenizer, request, prompt.text, index)
 
     def _seed(self, params: SamplingParams, number: int) -> int:
         """64 bits; without one of its own, from the engine's seed and the request's number: equal prompts differ."""
@@ -59,8 +75,7 @@ class RequestMaker:
                     f"{name}: {largest} is no token; the model's vocabulary is 0 to {self._vocab_size - 1}"
                 )
 
-    def _mask(self, params: SamplingParams, num_prompt_tokens: int) -> TokenMask | None:
-        listed = self._listed(params)
+    def _mask(self, params: SamplingParams, num_prompt_tokens: int, listed: TokenMask | None) -> TokenMask | None:
         if params.structured_outputs is None:
             return listed
         matcher = self._grammars.matcher(params.structured_outputs)

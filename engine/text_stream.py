@@ -34,17 +34,18 @@ class TextStream(Protocol):
 class Vocabulary:
     """What a tokenizer's ids are to its decoder; made once per tokenizer and shared by its streams."""
 
-    def __init__(self, core: tokenizers.Tokenizer) -> None:
+    def __init__(self, core: tokenizers.Tokenizer, *, skip_special_tokens: bool = True) -> None:
         self.core = core
         decoder = _decoder_config(core)
         self.is_byte_level = decoder.get("type") == "ByteLevel"
         self.splits_characters = "ByteLevel" in json.dumps(decoder)
         self.byte_ids = _byte_token_ids(core) if "ByteFallback" in json.dumps(decoder) else frozenset[int]()
-        self._special = frozenset(t.content for t in core.get_added_tokens_decoder().values() if t.special)
+        added = core.get_added_tokens_decoder().values() if skip_special_tokens else ()
+        self._special = frozenset(token.content for token in added if token.special)
         self._bytes: dict[int, bytes] = {}
 
     def shows(self, token_id: int) -> bool:
-        """Whether the id has text: known to the tokenizer, and not a special token."""
+        """Whether the id has text: known to the tokenizer, and no special token that is skipped."""
         token = self.core.id_to_token(token_id) if 0 <= token_id < NUM_IDS else None
         return token is not None and token not in self._special
 

@@ -27,6 +27,7 @@ class Tokenizer:
         core.no_padding()
         self._core = core
         self._vocabulary = Vocabulary(core)
+        self._whole_vocabulary = Vocabulary(core, skip_special_tokens=False)
         self._chat_template = chat_template
 
     @classmethod
@@ -62,13 +63,14 @@ class Tokenizer:
         """The whole tokenizer, as a ``tokenizer.json`` holds it."""
         return str(self._core.to_str())
 
-    def text_stream(self, prompt_token_ids: Sequence[int] = ()) -> TextStream:
+    def text_stream(self, prompt_token_ids: Sequence[int] = (), skip_special_tokens: bool = True) -> TextStream:
         """Return a stream whose pieces concatenate to the text of the ids pushed, as it stands after the prompt.
 
         For ByteLevel tokenizers that is `decode` of the ids. Where a first token loses its leading space, it does so
-        only when the prompt has no text.
+        only when the prompt has no text. Special tokens have text where they are not skipped.
         """
-        return self._vocabulary.stream(prompt_token_ids)
+        vocabulary = self._vocabulary if skip_special_tokens else self._whole_vocabulary
+        return vocabulary.stream(prompt_token_ids)
 
     @property
     def has_chat_template(self) -> bool:

@@ -95,10 +95,11 @@ class WarmUp:
         self._submit(lambda: zero_null_block(runner.kv_cache))
 
     def compile(self) -> None:
-        """Run every piece once per class of shapes, on padding."""
+        """Run every piece once per class of shapes, on padding. Of the sampler's passes the last kind has all."""
         runner = self.runner
+        kinds = runner.kinds if runner.kernels else runner.kinds[-1:]
         for rows in (self._hint_rows(), 1) if runner.plan.config.max_num_seqs > 1 else (1,):
-            for kind in runner.kinds:
+            for kind in kinds:
                 self.progress(f"compiling decode, batch {'1' if rows == 1 else '2 and up'}, {kind.value}")
                 self._submit(functools.partial(runner.run_decode, rows, kind, self._width()))
         self.progress("compiling prompts")

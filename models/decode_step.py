@@ -102,6 +102,10 @@ Sample = Callable[[Tensor, Sampling, SamplingInputs], Tensor]
 """``logits [rows, vocab]`` to ``[rows] int64``, ``sampler.FAILED`` where they are not finite."""
 
 
+Process = Callable[[Tensor], Tensor]
+"""``logits [rows, vocab]`` to float32, by code that nobody compiles or captures."""
+
+
 def sample_by_passes(
     narrow: Callable[..., Tensor] = sampler.narrow, draw: Callable[..., Tensor] = sampler.draw
 ) -> Sample:
@@ -158,6 +162,11 @@ class MetaKinds(NamedTuple):
         return cls(distinct, tuple(distinct.index(kind) for kind in layers))
 
 
+def _edited(pieces: Pieces, logits: Tensor, edits: EditInputs, process: Process | None) -> Tensor:
+    """``logits`` processed, if they are, and edited: float32. Compiled edits are made for the model's own dtype."""
+    return pieces.edit(logits, edits) if process is None else logit_edits.edit(process(logits), edits)
+
+
 @dataclass(frozen=True)
 class StepModel:
     """A decoder with everything a step needs of it that is not an input."""
@@ -176,13 +185,14 @@ class StepModel:
         sampling: Sampling,
         inputs: SamplingInputs,
         edits: EditInputs | None = None,
+        process: Process | None = None,
     ) -> None:
         """One token for each row, over the first ``width`` cells of the block table.
 
-        ``edits``: what a ``sampling`` that edits logits reads.
+        ``edits``: what a ``sampling`` that edits logits reads, as one with ``process`` has to.
         """
         hidden = self.rows_hidden(pieces, rows, width)
-        self._sample(pieces, hidden, rows.row_slot, sampling, inputs, edits)
+        self._sample(pieces, hidden, rows.row_slot, sampling, inputs, edits, process)
 
     def rows_hidden(self, pieces: Pieces, rows: RowInputs, width: int) -> Tensor:
         """The last layer's output for one token of each row, ``[rows, hidden_size]``; keys and values are stored."""
@@ -205,6 +215,7 @@ class StepModel:
         sampling: Sampling,
         inputs: SamplingInputs,
         edits: EditInputs | None = None,
+        process: Process | None = None,
         watch: Callable[[Tensor], None] | None = None,
     ) -> None:
         """Any number of tokens per row; at the indices ``sample_at [n]`` one is drawn for ``sample_slot [n]``.
@@ -216,7 +227,7 @@ class StepModel:
         if watch is not None:
             watch(x)
         if len(sample_at):
-            self._sample(row_pieces, x.index_select(0, sample_at), sample_slot, sampling, inputs, edits)
+            self._sample(row_pieces, x.index_select(0, sample_at), sample_slot, sampling, inputs, edits, process)
 
     def tokens_hidden(self, pieces: Pieces, tokens: TokenInputs, width: int) -> Tensor:
         """The last layer's output for each of ``tokens``, ``[tokens, hidden_size]``; keys and values are stored."""
@@ -283,11 +294,13 @@ class StepModel:
         sampling: Sampling,
         inputs: SamplingInputs,
         edits: EditInputs | None,
+        process: Process | None,
     ) -> None:
         """Logits of ``x [rows, hidden_size]``, a token of each, and every place that must know it."""
         logits = pieces.head(self.decoder, x)
         edited = edits if sampling.edits else None
-        tokens = pieces.sample(logits if edited is None else pieces.edit(logits, edited), sampling, inputs)
+        chosen = logits if edited is None else _edited(pieces, logits, edited, process)
+        tokens = pieces.sample(chosen, sampling, inputs)
         feed_back(self.state.last_token, self.state.out[: len(row_slot)], row_slot, tokens)
         if edited is not None:
             count_drawn(edited.counts, row_slot, tokens)

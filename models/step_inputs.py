@@ -49,9 +49,11 @@ class Sampling(Enum):
 
 
 BY_PASSES = tuple(Sampling)
-"""The amounts of work that are worth telling apart where sampling is passes of ATen operations."""
+"""The amounts of work that are worth telling apart where sampling is passes of ATen operations,"""
+CAPTURED = tuple(kind for kind in Sampling if kind not in (Sampling.EDITED_GREEDY, Sampling.PROBED_GREEDY))
+"""and these where each takes a capture;"""
 BY_KERNELS = (Sampling.GREEDY, Sampling.FILTERED, Sampling.EDITED, Sampling.PROBED)
-"""The same for our kernels, which do no more for a row than it asks for."""
+"""for our kernels, which do no more for a row than it asks for."""
 
 
 class RowInputs(NamedTuple):

@@ -70,7 +70,7 @@ def run(core: EngineCore, wanted: list[list[int]]) -> list[list[int]]:
 
 def test_an_engine_captures_replays_and_gives_the_reference_tokens(log: list[str]) -> None:
     core, wanted = core_on_stream(), prompts(5, seed=12)
-    captures = (3 + 1) * 3  # sizes and prompt sizes, for each amount of sampling
+    captures = (3 + 1) * 5  # sizes and prompt sizes, for each amount of sampling
     assert core.stats().captures == captures
     assert log.count("begin") == log.count("end") == captures + 1  # one more keeps the pool
     assert run(core, wanted) == [reference_tokens("qwen3", prompt, 12) for prompt in wanted]
@@ -131,7 +131,7 @@ def test_a_step_that_synchronises_is_refused_with_its_size(log: list[str]) -> No
     assert core_on_stream().stats().captures  # the next engine captures as if nothing had been
 
 
-@pytest.mark.parametrize(("nth", "lost"), [(1, {4}), (2, {4}), (5, {2}), (9, {1})])
+@pytest.mark.parametrize(("nth", "lost"), [(1, {4}), (2, {4}), (7, {2}), (13, {1})])
 @pytest.mark.parametrize("where", ["begin", "in the midst"])
 def test_out_of_memory_at_the_nth_capture_is_survived_and_said(
     nth: int, lost: set[int], where: str, log: list[str], monkeypatch: pytest.MonkeyPatch
@@ -230,6 +230,6 @@ def test_no_random_number_generator_is_in_any_captured_step() -> None:
     runner.warm_up()
     graphs = [graph for graphs in runner.graphs.sets for graph in graphs._graphs.values()]
     ops = {call.op for graph in graphs for call in graph.calls}  # type: ignore[attr-defined]
-    assert len(graphs) == 15
+    assert len(graphs) == 5 * len(runner.kinds)
     assert any("log" in str(op) for op in ops)  # the noise is there
     assert not [op for op in ops if torch.Tag.nondeterministic_seeded in op.tags]

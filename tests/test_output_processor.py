@@ -292,3 +292,48 @@ def test_pushing_a_token_is_cheap(stop: list[str]) -> None:
         run.processor.push(token_id)
         run.processor.take_delta()
     assert (time.perf_counter() - start) / len(ids) < 100e-6
+
+
+# What the text may keep.
+
+
+def ids_of(text: str) -> list[int]:
+    return TOKENIZER.encode(text)
+
+
+@pytest.mark.parametrize("include", [False, True])
+def test_the_stop_string_is_in_the_text_where_it_was_asked_for(include: bool) -> None:
+    run = Run(stop=["lo wo", "rld"], include_stop_str_in_output=include)
+    (completion,) = run.feed(ids_of("hello world and more")).outputs
+    assert completion.text == run.text == ("hello wo" if include else "hel")
+    assert (completion.finish_reason, completion.stop_reason) == ("stop", "lo wo")
+
+
+@pytest.mark.parametrize("include", [False, True])
+@pytest.mark.parametrize("skip", [False, True])
+def test_special_tokens_have_text_where_they_are_not_skipped(skip: bool, include: bool) -> None:
+    run = Run(skip_special_tokens=skip, include_stop_str_in_output=include)
+    user = TOKENIZER._core.token_to_id("<|user|>")
+    for token in [*ids_of("ok"), user, *ids_of("so")]:
+        run.push(token)
+    run.push(END, "stop")
+    assert run.text == "ok" + ("" if skip else "<|user|>") + "so" + ("<|end|>" if include and not skip else "")
+    assert run.token_ids[-1] == END
+
+
+def test_the_token_that_stops_is_in_the_text_where_it_was_asked_for() -> None:
+    for include in (False, True):
+        run = Run(include_stop_str_in_output=include)
+        *before, last = ids_of("hello world")
+        for token in before:
+            run.push(token)
+        run.push(last, "stop", last)
+        assert run.text == TOKENIZER.decode([*before, last] if include else before)
+
+
+def test_a_character_across_special_tokens_decodes_as_its_stream_does() -> None:
+    user = TOKENIZER._core.token_to_id("<|user|>")
+    half, rest = byte_level().token_to_id("Ã"), byte_level().token_to_id("¤")  # the two bytes of "ä"
+    run = Run(skip_special_tokens=False)
+    run.feed([half, rest, user, half, rest])
+    assert run.text == "ä<|user|>ä"

@@ -19,6 +19,7 @@ from ostinato.sampling_params import SamplingParams
 def test_defaults() -> None:
     params = SamplingParams()
     assert dataclasses.asdict(params) == {
+        "n": 1,
         "temperature": 1.0,
         "top_k": 0,
         "top_p": 1.0,
@@ -30,13 +31,17 @@ def test_defaults() -> None:
         "logit_bias": (),
         "allowed_token_ids": None,
         "bad_words": (),
+        "logits_processors": (),
         "logprobs": None,
         "prompt_logprobs": None,
+        "structured_outputs": None,
         "max_tokens": 64,
         "min_tokens": 0,
         "stop": (),
         "stop_token_ids": (),
         "ignore_eos": False,
+        "include_stop_str_in_output": False,
+        "skip_special_tokens": True,
         "cache_salt": None,
         "enable_prefix_caching": True,
     }
@@ -60,6 +65,7 @@ def test_defaults() -> None:
         ("seed", -(2**63), -(2**63)),
         ("seed", 2**64 - 1, 2**64 - 1),
         ("seed", np.uint64(2**64 - 1), 2**64 - 1),
+        ("n", np.int64(16), 16),
         ("repetition_penalty", 0.01, 0.01),
         ("repetition_penalty", 100, 100.0),
         ("presence_penalty", -2, -2.0),
@@ -68,6 +74,8 @@ def test_defaults() -> None:
         ("logit_bias", None, ()),
         ("logit_bias", dict.fromkeys(range(300), 1.0), tuple((token, 1.0) for token in range(300))),
         ("allowed_token_ids", [3, np.int32(1)], (3, 1)),
+        ("logits_processors", [len], (len,)),
+        ("logprobs", 20, 20),
         ("bad_words", ["a"] * 128, ("a",) * 128),
         ("max_tokens", 1, 1),
         ("max_tokens", 2**31 - 1, 2**31 - 1),
@@ -88,7 +96,7 @@ def test_a_valid_value_is_stored_as_plain_python(name: str, value: Any, stored: 
     assert got == stored
     assert type(got) is type(stored)
     if isinstance(got, tuple):
-        assert all(type(item) in (int, str, tuple) for item in got)
+        assert all(type(item) in (int, str, tuple) or item is len for item in got)
 
 
 @pytest.mark.parametrize(
@@ -117,6 +125,9 @@ def test_a_valid_value_is_stored_as_plain_python(name: str, value: Any, stored: 
         ("seed", -(2**63) - 1, "seed must be from -9223372036854775808 to 18446744073709551615"),
         ("seed", 2**64, "got 18446744073709551616"),
         ("seed", 0.5, "seed must be an integer"),
+        ("n", 0, "n must be from 1 to 16, got 0"),
+        ("n", 17, "n must be from 1 to 16, got 17"),
+        ("n", True, "n must be an integer, got True"),
         ("repetition_penalty", 0, "repetition_penalty must be from 0.01 to 100, got 0 (int)"),
         ("repetition_penalty", 101, "repetition_penalty must be from 0.01 to 100"),
         ("repetition_penalty", float("nan"), "repetition_penalty must be finite"),
@@ -134,6 +145,12 @@ def test_a_valid_value_is_stored_as_plain_python(name: str, value: Any, stored: 
         ("bad_words", "word", "bad_words must be a list or a tuple"),
         ("bad_words", [""], "bad_words must be a string of 1 to 1,000 characters"),
         ("bad_words", ["a"] * 129, "bad_words may have 128 items, got 129"),
+        ("logits_processors", [3], "logits_processors must be callable, got 3"),
+        ("logits_processors", [len] * 9, "logits_processors may have 8 items, got 9"),
+        ("logits_processors", len, "logits_processors must be a list or a tuple"),
+        ("logprobs", 21, "logprobs must be from 0 to 20, got 21"),
+        ("include_stop_str_in_output", 1, "include_stop_str_in_output must be True or False"),
+        ("skip_special_tokens", None, "skip_special_tokens must be True or False"),
         ("max_tokens", 0, "max_tokens must be from 1 to 2147483647, got 0"),
         ("min_tokens", -1, "min_tokens must be from 0"),
         ("min_tokens", 65, "min_tokens is 65, above max_tokens, which is 64"),
@@ -170,7 +187,7 @@ def test_a_value_that_cannot_be_printed_is_still_a_param_error() -> None:
 def test_an_unknown_name_suggests_the_nearest() -> None:
     with pytest.raises(ParamError, match=r"no parameter 'temprature'; did you mean 'temperature'\?"):
         SamplingParams(temprature=1.0)  # type: ignore[arg-type]
-    with pytest.raises(ParamError, match="no parameter 'zzz'; known are temperature, top_k, "):
+    with pytest.raises(ParamError, match="no parameter 'zzz'; known are n, temperature, top_k, "):
         SamplingParams(zzz=1)  # type: ignore[arg-type]
 
 
@@ -186,6 +203,8 @@ def test_it_is_frozen_hashable_and_copyable() -> None:
     assert params == SamplingParams(temperature=0.5, stop="a", stop_token_ids=(3,))
     assert len({params, copy.deepcopy(params), pickle.loads(pickle.dumps(params))}) == 1
     assert dataclasses.replace(params, temperature=0).greedy
+    with pytest.raises(ParamError, match="n is 2 with temperature 0"):
+        dataclasses.replace(params, temperature=0, n=2)
     assert not params.greedy
 
 
