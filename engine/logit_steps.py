@@ -44,7 +44,7 @@ class StepOutput(NamedTuple):
 class LogitSteps:
     """One cache's steps, ready to run once ``warm_up`` returned."""
 
-    kinds = (Sampling.GREEDY,)
+    kinds = compiled_kinds = (Sampling.GREEDY,)
 
     def __init__(
         self,

@@ -71,6 +71,7 @@ class StepRunner:
         self.kernels = plan.attention.backend is not AttentionBackend.TORCH
         recorded = self.backend in ("cuda", "emulated")
         self.kinds = BY_KERNELS if self.kernels else CAPTURED if recorded else BY_PASSES
+        self.compiled_kinds = self.kinds if self.kernels else self.kinds[-1:]  # the last one makes all passes
         self.counts: Counter[str] = Counter()
         with self._neutral():
             self.buffers = StepBuffers(

@@ -55,6 +55,10 @@ class StepGraphs:
             for graphs, named in zip(lost, sizes, strict=True)
         }
 
+    def decode_size(self, rows: int) -> int | None:
+        """The captured size that serves ``rows`` rows, if one does."""
+        return self._size(self.decode, rows)
+
     def size_of(self, step: Step, obstacle: str | None) -> int | None:
         """The captured size that serves a step, if one does; ``obstacle``: why none can do what it has to do."""
         reason = obstacle if step.is_decode else self._why_not(step) or obstacle
@@ -63,7 +67,7 @@ class StepGraphs:
                 self.not_served[reason] += 1
             return None
         if step.is_decode:
-            return self._size(self.decode, len(step.requests))
+            return self.decode_size(len(step.requests))
         return self._size(self.prefill, max(2, step.num_tokens))
 
     def close(self) -> None:

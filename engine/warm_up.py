@@ -49,7 +49,11 @@ class Runner(Protocol):
 
     @property
     def kinds(self) -> tuple[Sampling, ...]:
-        """Amounts of sampling work, each of which is compiled and captured."""
+        """Amounts of sampling work, each of which is captured."""
+
+    @property
+    def compiled_kinds(self) -> tuple[Sampling, ...]:
+        """Those of ``kinds`` that between them run every piece there is."""
 
     @property
     def kv_cache(self) -> KVCache:
@@ -95,11 +99,10 @@ class WarmUp:
         self._submit(lambda: zero_null_block(runner.kv_cache))
 
     def compile(self) -> None:
-        """Run every piece once per class of shapes, on padding. Of the sampler's passes the last kind has all."""
+        """Run every piece once per class of shapes, on padding."""
         runner = self.runner
-        kinds = runner.kinds if runner.kernels else runner.kinds[-1:]
         for rows in (self._hint_rows(), 1) if runner.plan.config.max_num_seqs > 1 else (1,):
-            for kind in kinds:
+            for kind in runner.compiled_kinds:
                 self.progress(f"compiling decode, batch {'1' if rows == 1 else '2 and up'}, {kind.value}")
                 self._submit(functools.partial(runner.run_decode, rows, kind, self._width()))
         self.progress("compiling prompts")
