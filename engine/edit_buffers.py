@@ -2,7 +2,8 @@
 
 A row is written when its slot's request first samples after an admission, from all the tokens that the host knows then,
 which are all there are: the step counts those that follow by itself. A mask that follows its request's tokens is
-written before every step. Requests that edit nothing never touch a table, and never read one.
+written before every step. Requests that edit nothing never touch a table, and never read one: on a CPU, rows that
+were never used are no memory in use.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from ostinato.graphs.streams import DeviceStream
 from ostinato.layers.logit_edits import MOST_COUNTED
+from ostinato.models.kv_cache import zero_pages
 from ostinato.request import Request
 from ostinato.sampling_params import MAX_LOGIT_BIAS
 from ostinato.token_masks import num_words
@@ -32,10 +34,10 @@ class EditBuffers:
     def __init__(self, slots: int, vocab_size: int, stream: DeviceStream) -> None:
         rows, device = slots + 1, stream.device
         self._stream = stream
-        self.counts = torch.zeros(rows, vocab_size, dtype=torch.int16, device=device)
-        self.bias_ids = torch.zeros(rows, MAX_LOGIT_BIAS, dtype=torch.int64, device=device)
-        self.bias = torch.zeros(rows, MAX_LOGIT_BIAS, dtype=torch.float32, device=device)
-        self.mask = torch.zeros(rows, num_words(vocab_size), dtype=torch.int32, device=device)
+        self.counts = zero_pages((rows, vocab_size), torch.int16, device)
+        self.bias_ids = zero_pages((rows, MAX_LOGIT_BIAS), torch.int64, device)
+        self.bias = zero_pages((rows, MAX_LOGIT_BIAS), torch.float32, device)
+        self.mask = zero_pages((rows, num_words(vocab_size)), torch.int32, device)
         self._owner = [-1] * slots
 
     def forget(self) -> None:

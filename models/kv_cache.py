@@ -20,20 +20,19 @@ def allocate_kv_cache(
     """
 
     def pages(num_kv_heads: int, head_dim: int) -> torch.Tensor:
-        shape = num_blocks, block_size, num_kv_heads, head_dim
-        if device.type == "cpu":
-            return _zero_pages(shape, dtype)
-        return torch.zeros(shape, dtype=dtype, device=device)
+        return zero_pages((num_blocks, block_size, num_kv_heads, head_dim), dtype, device)
 
     sizes = [(layer.attention.num_kv_heads, layer.attention.head_dim) for layer in spec.layers]
     return [(pages(*size), pages(*size)) for size in sizes]
 
 
-def _zero_pages(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-    """Zeros that the operating system hands out a page at a time, when they are first written.
+def zero_pages(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """Zeros that, on a CPU, the operating system hands out a page at a time, when they are first written.
 
     ``torch.zeros`` writes them all at once, which takes seconds for gigabytes, most of which few programs ever fill.
     """
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
     memory = mmap.mmap(-1, math.prod(shape) * dtype.itemsize, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     return torch.frombuffer(memory, dtype=dtype).view(shape)
 
