@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,22 +30,22 @@ class RowBatch:
     tables: Sequence[Ints]
     """Per row: as many cells as its positions need."""
 
-    @property
+    @cached_property
     def ends(self) -> Ints:
         """Tokens of each row's context, its new ones included."""
         return self.starts + self.counts
 
-    @property
+    @cached_property
     def firsts(self) -> Ints:
         """Where each row's tokens begin in ``token_ids``."""
         return np.cumsum(self.counts) - self.counts
 
-    @property
+    @cached_property
     def row_of(self) -> Ints:
         """``[tokens]``: whose each token is."""
         return np.repeat(np.arange(len(self.counts)), self.counts)
 
-    @property
+    @cached_property
     def positions(self) -> Ints:
         """``[tokens]``: each token's position in its sequence."""
         return np.arange(len(self.token_ids)) + np.repeat(self.starts - self.firsts, self.counts)
