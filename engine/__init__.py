@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from ostinato.errors import (
         CaptureError,
         ConfigError,
+        EngineAsleep,
         EngineDead,
         ModelLoadError,
         NonFiniteLogits,
@@ -36,6 +37,7 @@ __all__ = [
     "CaptureError",
     "CompletionOutput",
     "ConfigError",
+    "EngineAsleep",
     "EngineConfig",
     "EngineDead",
     "Logprob",
@@ -60,6 +62,7 @@ _NAMES = {
     "ostinato.errors": (
         "CaptureError",
         "ConfigError",
+        "EngineAsleep",
         "EngineDead",
         "ModelLoadError",
         "NonFiniteLogits",

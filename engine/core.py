@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from ostinato.block_pool import BlockPool
-from ostinato.layers.errors import EngineDead, OstinatoError
+from ostinato.layers.errors import ConfigError, EngineAsleep, EngineDead, OstinatoError
 from ostinato.output_processor import OutputProcessor
 from ostinato.outputs import FinishReason
 from ostinato.plan import Plan
@@ -37,6 +37,7 @@ class EngineCore:
         self.plan = plan
         self.runner = runner
         self.closed = False
+        self.asleep = False  # the KV memory is given back
         self.counts: Counter[str] = Counter()
         self.batches: Counter[int] = Counter()  # decode steps by rows
         self.timeline: StepTimeline | None = None
@@ -51,7 +52,7 @@ class EngineCore:
 
     def add(self, request: Request, processor: OutputProcessor) -> None:
         """Queue ``request``; refused, with nothing kept, if it can never run (``PromptTooLong``, ``OutOfBlocks``)."""
-        self.check_alive()
+        self.check_awake()
         if self._unsound:
             self._recover()
         for member, its in zip(request.group, processor.group, strict=True):
@@ -65,8 +66,8 @@ class EngineCore:
 
     @property
     def is_busy(self) -> bool:
-        """Whether any request lives."""
-        return bool(self._live)
+        """Whether there is something to do: a request lives, and the engine is awake."""
+        return bool(self._live) and not self.asleep
 
     def processor(self, request: Request) -> OutputProcessor | None:
         """What holds the text of ``request``, until it is released or aborted."""
@@ -84,7 +85,7 @@ class EngineCore:
         Where the device works on its own, the step after the oldest is on its way before the oldest is waited for.
         ``EngineDead`` if the device is beyond use: every request has ended then.
         """
-        self.check_alive()
+        self.check_awake()
         self.at_work = None
         try:
             if self._unsound:
@@ -161,6 +162,32 @@ class EngineCore:
         """Forget every cached prefix that no running request holds."""
         self.check_alive()
         self.pool.reset_prefix_cache()
+
+    def sleep(self) -> None:
+        """Give the KV memory back until ``wake``: who ran waits, to be computed again. ``ConfigError`` if it cannot."""
+        self.check_alive()
+        if not self.asleep:
+            self._recover()
+            self.scheduler.preempt_all()
+            self.pool.reset_prefix_cache()
+            self.asleep = True
+            try:
+                self.runner.release_pages()
+            except ConfigError:
+                self.asleep = False
+                raise
+
+    def wake(self) -> None:
+        """Take the KV memory again, and go on; ``ConfigError`` if there is too little, and the engine sleeps on."""
+        self.check_alive()
+        self.runner.restore_pages()
+        self.asleep = False
+
+    def check_awake(self) -> None:
+        """Raise ``EngineAsleep`` between ``sleep`` and ``wake``; and as ``check_alive`` does."""
+        self.check_alive()
+        if self.asleep:
+            raise EngineAsleep("the engine is asleep, its KV memory given back: wake() takes it again")
 
     def close(self) -> None:
         """End all requests and free graphs, KV cache and weights. Again: no effect."""

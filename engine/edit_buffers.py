@@ -9,6 +9,7 @@ were never used are no memory in use.
 from __future__ import annotations
 
 import functools
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable
 
@@ -28,16 +29,31 @@ Write = Callable[[], object]
 """What is queued on the device before a step; reads host memory that nobody else has."""
 
 
+def edit_tables(slots: int, vocab_size: int) -> dict[str, tuple[tuple[int, int], torch.dtype]]:
+    """Shapes and types of the tables for ``slots`` requests at a time."""
+    rows = slots + 1
+    return {
+        "counts": ((rows, vocab_size), torch.int16),
+        "bias_ids": ((rows, MAX_LOGIT_BIAS), torch.int64),
+        "bias": ((rows, MAX_LOGIT_BIAS), torch.float32),
+        "mask": ((rows, num_words(vocab_size)), torch.int32),
+    }
+
+
+def edit_table_bytes(slots: int, vocab_size: int) -> int:
+    """Bytes of all tables."""
+    return sum(math.prod(shape) * dtype.itemsize for shape, dtype in edit_tables(slots, vocab_size).values())
+
+
 class EditBuffers:
     """Tables of ``slots`` rows and a spare one, for tokens below ``vocab_size``."""
 
     def __init__(self, slots: int, vocab_size: int, stream: DeviceStream) -> None:
-        rows, device = slots + 1, stream.device
+        tables = edit_tables(slots, vocab_size)
         self._stream = stream
-        self.counts = zero_pages((rows, vocab_size), torch.int16, device)
-        self.bias_ids = zero_pages((rows, MAX_LOGIT_BIAS), torch.int64, device)
-        self.bias = zero_pages((rows, MAX_LOGIT_BIAS), torch.float32, device)
-        self.mask = zero_pages((rows, num_words(vocab_size)), torch.int32, device)
+        self._tables = {name: zero_pages(shape, dtype, stream.device) for name, (shape, dtype) in tables.items()}
+        self.counts, self.mask = self._tables["counts"], self._tables["mask"]
+        self.bias_ids, self.bias = self._tables["bias_ids"], self._tables["bias"]
         self._owner = [-1] * slots
 
     def forget(self) -> None:
@@ -46,7 +62,7 @@ class EditBuffers:
 
     def named_tensors(self) -> dict[str, Tensor]:
         """The tables."""
-        return {"counts": self.counts, "bias_ids": self.bias_ids, "bias": self.bias, "mask": self.mask}
+        return self._tables
 
     @property
     def num_bytes(self) -> int:

@@ -3,6 +3,7 @@
 from ostinato.layers.errors import (
     CaptureError,
     ConfigError,
+    EngineAsleep,
     EngineDead,
     ModelLoadError,
     NonFiniteLogits,
@@ -15,6 +16,7 @@ from ostinato.layers.errors import (
 __all__ = [
     "CaptureError",
     "ConfigError",
+    "EngineAsleep",
     "EngineDead",
     "ModelLoadError",
     "NonFiniteLogits",

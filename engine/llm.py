@@ -180,6 +180,20 @@ class LLM:
         with self._lock:
             self._core.reset_prefix_cache()
 
+    def sleep(self) -> None:
+        """Give the KV memory back to the host until ``wake()``; graphs and weights stay, cached prefixes are forgotten.
+
+        Requests that have not ended wait, and go on after ``wake`` with the same tokens; others are refused meanwhile
+        (``EngineAsleep``). ``ConfigError`` where the device cannot give memory back in place.
+        """
+        with self._lock:
+            self._core.sleep()
+
+    def wake(self) -> None:
+        """Take the KV memory again; nothing is compiled or captured. ``ConfigError`` if there is too little of it."""
+        with self._lock:
+            self._core.wake()
+
     def close(self) -> None:
         """End all requests and free graphs, KV cache and weights. Again: no effect."""
         with self._lock:

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from ostinato.graphs.streams import DeviceStream
+from ostinato.kv_memory import KVMemory
 from ostinato.layers.attention.backend import AttentionBackend
 from ostinato.layers.errors import EngineDead
 from ostinato.layers.sampler import sample_greedy
 from ostinato.models.decode_step import StepDecoder, StepModel
 from ostinato.models.decoder import KVCache
-from ostinato.models.kv_cache import allocate_kv_cache
 from ostinato.models.rope_tables import rope_of
 from ostinato.models.step_inputs import Sampling
 from ostinato.plan import Plan
@@ -59,9 +59,7 @@ class LogitSteps:
         self.plan, self.stream, self.pieces = plan, stream, pieces
         self.backend, self.fallback_reason = backend
         kernels = plan.attention.backend is not AttentionBackend.TORCH
-        kv_cache = allocate_kv_cache(
-            plan.spec, max(plan.num_blocks, MIN_BLOCKS), plan.block_size, plan.dtype, plan.device
-        )
+        self._memory: KVMemory | None = KVMemory(plan, max(plan.num_blocks, MIN_BLOCKS))
         self.buffers = RowBuffers(
             config.max_num_seqs,
             config.max_num_batched_tokens,
@@ -77,7 +75,8 @@ class LogitSteps:
         """Cells of the block table that a host graph reads in its next replay."""
         self.graphs = StepGraphs(plan, stream, captured=plan.captures and self.fallback_reason is None)
         rope = rope_of(decoder, plan.max_model_len, plan.device)
-        self._model: StepModel | None = StepModel(decoder, rope, kv_cache, self.buffers.state, plan.attention.backend)
+        pages, state = self._memory.cache, self.buffers.state
+        self._model: StepModel | None = StepModel(decoder, rope, pages, state, plan.attention.backend)
         self.activation_bytes: int | None = None
         self.graph_bytes = 0
 
@@ -158,6 +157,7 @@ class LogitSteps:
     def close(self) -> None:
         """Free the graphs and the pages. Again: no effect."""
         with contextlib.ExitStack() as last_first:
+            last_first.callback(setattr, self, "_memory", None)
             last_first.callback(setattr, self, "_model", None)
             last_first.callback(self.graphs.close)
             last_first.callback(self.stream.synchronize)

@@ -1,4 +1,4 @@
-"""How much memory an engine may have: a device's own figure, or the machine's within the limits of its container."""
+"""How much memory an engine may have (a device's own figure, or the machine's within its container's), and has."""
 
 from __future__ import annotations
 
@@ -14,30 +14,52 @@ CGROUP = Path("/sys/fs/cgroup")
 
 @dataclass(frozen=True)
 class MemoryUse:
-    """Bytes of one engine on its device, by what they are for. Prints one a line."""
+    """Bytes of one engine on its device, by what they are for. Prints one a line, beside what was planned."""
 
     weights: int
     kv_cache: int
-    """Null block included: what the caller gave, or the plan took."""
+    """Null block included: what the caller gave, or the plan took; 0 while the engine sleeps."""
+    tables: int
+    """Of rotations, for all positions, and the block table."""
     activations: int | None
-    """Peak of the largest step, logits included, measured; None on a CPU, where nobody counts."""
+    """Peak of the largest step, logits included, measured at start-up; None on a CPU, where nobody counts."""
     logits: int
     """Of a full batch, in the model's dtype."""
-    graphs: int
-    """What capturing took: their memory pool and what the driver keeps of them, measured; 0 on a CPU."""
     sampling: int
     """Tables of token counts, biases and masks, one row for each of ``max_num_seqs`` and a spare one."""
+    graphs: int | None
+    """What capturing took: their memory pool and what the driver keeps of them, measured; 0 on a CPU. None before."""
+    planned: MemoryUse | None = None
+    """The same before anything was allocated, of an engine that is."""
 
     @property
     def total(self) -> int:
-        """All of it; logits are part of the activations."""
-        return self.weights + self.kv_cache + (self.activations or 0) + self.graphs + self.sampling
+        """All that is known; logits are part of the activations."""
+        known = self.weights + self.kv_cache + self.tables + self.sampling
+        return known + (self.activations or 0) + (self.graphs or 0)
 
     def __str__(self) -> str:
         """One a line."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        shown = {name: "not measured" if value is None else format_bytes(value) for name, value in values.items()}
-        return "\n".join(f"{name:<12} {value}" for name, value in shown.items())
+        columns = [self._shown(), *([self.planned._shown()] if self.planned else [])]
+        lines = [f"{name:<12} {value}" for name, value in columns[0].items()]
+        if self.planned is None:
+            return "\n".join(lines)
+        width = max(map(len, lines)) + 2
+        planned = [f"planned {value}" for value in columns[1].values()]
+        return "\n".join(f"{line:<{width}} {before}" for line, before in zip(lines, planned, strict=True))
+
+    def _shown(self) -> dict[str, str]:
+        names = [field.name for field in fields(self) if field.name != "planned"]
+        values: dict[str, int | None] = {name: getattr(self, name) for name in names} | {"total": self.total}
+        return {name: "not measured" if value is None else format_bytes(value) for name, value in values.items()}
+
+
+def weight_bytes(decoder: object, otherwise: int) -> int:
+    """Of a module's parameters and buffers, each storage once; ``otherwise`` of what is no module."""
+    if not isinstance(decoder, torch.nn.Module):
+        return otherwise
+    tensors = [*decoder.parameters(), *decoder.buffers()]
+    return sum({each.untyped_storage().data_ptr(): each.untyped_storage().nbytes() for each in tensors}.values())
 
 
 def free_bytes(device: torch.device) -> int:

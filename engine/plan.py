@@ -13,11 +13,12 @@ import torch
 from ostinato.attention_choice import Attention, choose_attention
 from ostinato.cache_size import blocks_of
 from ostinato.config import EngineConfig
+from ostinato.edit_buffers import edit_table_bytes
 from ostinato.graphs.buckets import check_sizes, default_sizes
 from ostinato.layers.attention.backend import AttentionBackend
 from ostinato.layers.attention.metadata import MIN_CELLS
 from ostinato.layers.errors import ConfigError
-from ostinato.memory import format_bytes, free_bytes
+from ostinato.memory import MemoryUse, format_bytes, free_bytes
 from ostinato.models.checkpoint import read_config, resolve_model
 from ostinato.models.implementation import describe
 from ostinato.models.spec import ModelSpec
@@ -63,6 +64,28 @@ class Plan:
     def kv_cache_bytes(self) -> int:
         """Bytes of the whole KV cache, null block included."""
         return self.num_blocks * self.block_bytes
+
+    @property
+    def logit_bytes(self) -> int:
+        """Bytes of the logits of a full batch."""
+        return self.config.max_num_seqs * self.spec.vocab_size * self.dtype.itemsize
+
+    @property
+    def memory(self) -> MemoryUse:
+        """What will be taken of the device, as far as it can be known: ``llm.memory`` is what was."""
+        ropes = {layer.attention.rope for layer in self.spec.layers} - {None}
+        per_position = sum(4 * rope.rotary_dim for rope in ropes if rope is not None)
+        block_table = 4 * (self.config.max_num_seqs + 1) * self.table_width
+        on_gpu = self.device.type == "cuda"
+        return MemoryUse(
+            weights=self.weight_bytes,
+            kv_cache=self.kv_cache_bytes,
+            tables=self.max_model_len * per_position + block_table,
+            activations=None,
+            logits=self.logit_bytes,
+            sampling=edit_table_bytes(self.config.max_num_seqs, self.spec.vocab_size),
+            graphs=None if on_gpu and self.captures else 0,
+        )
 
     @property
     def table_width(self) -> int:

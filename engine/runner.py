@@ -25,15 +25,15 @@ from ostinato.embedding import embed
 from ostinato.graphs.ambient import neutral_state
 from ostinato.graphs.streams import DeviceStream, Event, stream_of
 from ostinato.graphs.toolchain import ToolchainPreparation
+from ostinato.kv_memory import KVMemory
 from ostinato.layers.attention.backend import AttentionBackend
-from ostinato.layers.errors import ConfigError, EngineDead
+from ostinato.layers.errors import EngineDead
 from ostinato.layers.logit_edits import EditInputs
 from ostinato.layers.logprobs import Probes
 from ostinato.layers.sampler import SamplingInputs
-from ostinato.memory import MemoryUse, format_bytes
+from ostinato.memory import MemoryUse, weight_bytes
 from ostinato.models.decode_step import StepDecoder, StepModel, head
 from ostinato.models.decoder import KVCache
-from ostinato.models.kv_cache import allocate_kv_cache
 from ostinato.models.rope_tables import rope_of
 from ostinato.models.step_inputs import BY_KERNELS, BY_PASSES, CAPTURED, Sampling
 from ostinato.plan import Plan
@@ -84,7 +84,7 @@ class StepRunner:
                 fixed_width=self.backend in ("cuda", "emulated") or self.kernels,
                 kinds=self.kinds,
             )
-            kv_cache = self._allocate(max(plan.num_blocks, MIN_BLOCKS))
+            self._memory: KVMemory | None = KVMemory(plan, max(plan.num_blocks, MIN_BLOCKS))
             rope = rope_of(decoder, plan.max_model_len, plan.device)
             self._results = [self.stream.staging(8 * config.max_num_seqs).view(torch.int64) for _ in range(2)]
         self.width = plan.table_width
@@ -92,7 +92,8 @@ class StepRunner:
         self._launches = 0
         self.pieces = self.new_pieces(decoder, compiled=plan.compiles and self.fallback_reason is None)
         self.graphs = StepGraphs(plan, self.stream, captured=plan.captures and self.fallback_reason is None)
-        self._model: StepModel | None = StepModel(decoder, rope, kv_cache, self.buffers.state, plan.attention.backend)
+        pages, state = self._memory.cache, self.buffers.state
+        self._model: StepModel | None = StepModel(decoder, rope, pages, state, plan.attention.backend)
         self.activation_bytes: int | None = None
         self.graph_bytes = 0
         self.promises = Promises()
@@ -114,6 +115,13 @@ class StepRunner:
         return self.open_model.kv_cache
 
     @property
+    def kv_memory(self) -> KVMemory:
+        """What lies under the pages; ``EngineDead`` after ``close``."""
+        if self._memory is None:
+            raise EngineDead("the engine is closed")
+        return self._memory
+
+    @property
     def compiles(self) -> int:
         """Compiled pieces so far, and kernels that were compiled in warm-up or by a launch of this engine."""
         return self.pieces.compiles + self.promises.kernel_compiles
@@ -126,26 +134,24 @@ class StepRunner:
     @property
     def memory(self) -> MemoryUse:
         """What the engine holds on its device."""
-        plan = self.plan
-        logits = plan.config.max_num_seqs * plan.spec.vocab_size * plan.dtype.itemsize
-        pages = sum(tensor.nbytes for pair in self.kv_cache for tensor in pair)
-        tables = self.buffers.edits.num_bytes
-        return MemoryUse(plan.weight_bytes, pages, self.activation_bytes, logits, self.graph_bytes, tables)
+        model, kv_memory = self.open_model, self.kv_memory
+        tables = [table for rotation in model.rope.tables for table in rotation if table is not None]
+        return MemoryUse(
+            weights=weight_bytes(model.decoder, self.plan.weight_bytes),
+            kv_cache=0 if kv_memory.released else kv_memory.num_bytes,
+            tables=sum(table.nbytes for table in (*tables, model.state.block_table)),
+            activations=self.activation_bytes,
+            logits=self.plan.logit_bytes,
+            sampling=self.buffers.edits.num_bytes,
+            graphs=self.graph_bytes,
+            planned=self.plan.memory,
+        )
 
     @property
     def fallbacks(self) -> dict[str, int]:
         """Steps that ran as they should not, per reason."""
         eager = {self.fallback_reason: self.counts["eager_fallbacks"]} if self.fallback_reason else {}
         return eager | self.graphs.fallbacks
-
-    def _allocate(self, num_blocks: int) -> KVCache:
-        """The pages; ``ConfigError`` where the device has less memory than when the plan was made."""
-        plan = self.plan
-        try:
-            return allocate_kv_cache(plan.spec, num_blocks, plan.block_size, plan.dtype, plan.device)
-        except torch.OutOfMemoryError as error:
-            wanted = f"{format_bytes(plan.kv_cache_bytes)} on {plan.device}"
-            raise ConfigError(f"kv_cache_memory: there is no room for {wanted} any more: {error}") from error
 
     def new_pieces(self, decoder: StepDecoder, *, compiled: bool) -> StepPieces:
         """The functions of a step for this device, each of which its first call compiles."""
@@ -220,10 +226,23 @@ class StepRunner:
         with self._neutral():
             self.buffers.forget()
 
+    def release_pages(self) -> None:
+        """Give the KV memory back, with nothing in flight; ``ConfigError`` where the device cannot do that."""
+        self.stream.synchronize()
+        self.kv_memory.release()
+        self.stream.empty_cache()
+
+    def restore_pages(self) -> None:
+        """Take it again, zeroed, where the graphs look for it; ``ConfigError`` if there is too little."""
+        with self._neutral():
+            self.kv_memory.restore()
+            self.stream.follow()
+
     def close(self) -> None:
         """Free graphs, KV cache and the hold on the model; all of it, whatever goes wrong on the way."""
         with contextlib.ExitStack() as last_first:
             last_first.callback(self.stream.close)
+            last_first.callback(setattr, self, "_memory", None)
             last_first.callback(setattr, self, "_model", None)
             last_first.callback(self.graphs.close)
             last_first.callback(self.stream.synchronize)

@@ -297,6 +297,11 @@ class Scheduler:
         self.running.append(request)
         return True
 
+    def preempt_all(self) -> None:
+        """Every running request back to waiting, in order, with nothing in flight: their blocks are about to go."""
+        while self.running:
+            self._preempt_newest()
+
     def _preempt_newest(self) -> None:
         request = self.running[-1]
         self._give_back(request)

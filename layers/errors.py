@@ -36,5 +36,9 @@ class NonFiniteLogits(OstinatoError):
     """The model produced NaN or infinite logits for one request."""
 
 
+class EngineAsleep(OstinatoError):
+    """The engine gave its KV memory back (``sleep``), and was not woken yet."""
+
+
 class EngineDead(OstinatoError):
     """The engine was closed, or a fault left it unusable; the cause is chained."""

@@ -458,7 +458,7 @@ def test_memory_that_went_since_the_plan_was_made_is_said(monkeypatch: pytest.Mo
     def full(*_: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
-    monkeypatch.setattr("ostinato.runner.allocate_kv_cache", full)
+    monkeypatch.setattr("ostinato.kv_memory.allocate_kv_cache", full)
     with pytest.raises(ConfigError, match=r"kv_cache_memory: there is no room for .*iB on cpu any more: CUDA out of"):
         engine("qwen3", kv_cache_memory="1MiB")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -10,7 +11,8 @@ import pytest
 import torch
 
 from engines import checkpoint, engine
-from ostinato import ConfigError, EngineConfig
+from ostinato import LLM, ConfigError, EngineConfig
+from ostinato.graphs.regions import region_of
 from ostinato.memory import container_bytes_left, format_bytes, free_bytes
 from ostinato.models.kv_cache import allocate_kv_cache
 from ostinato.models.registry import family_for
@@ -67,7 +69,8 @@ def test_pages_of_the_cache_are_resident_when_they_are_written(tmp_path: Path) -
     per_block = spec.kv_elements_per_token * 16 * 2
     resident = psutil.Process().memory_info
     before = resident().rss
-    cache = allocate_kv_cache(spec, 512 * MIB // per_block, 16, torch.bfloat16, torch.device("cpu"))
+    num_blocks, cpu = 512 * MIB // per_block, torch.device("cpu")
+    cache = allocate_kv_cache(spec, num_blocks, 16, torch.bfloat16, cpu, lambda *what: region_of(*what).parts)
     assert sum(pages.nbytes for layer in cache for pages in layer) > 500 * MIB
     assert resident().rss - before < 64 * MIB
     assert not any(pages[::97].any() for layer in cache for pages in layer)
@@ -112,14 +115,38 @@ def test_sizes_that_cannot_be_name_what_was_asked(size: str, match: str) -> None
         EngineConfig(checkpoint("qwen3")[0], device="cpu", block_size=4, kv_cache_memory=size).resolve()
 
 
-def test_an_engine_says_what_it_holds() -> None:
-    with engine("qwen3", kv_cache_memory="1MiB") as llm:
-        memory = llm.memory
-        assert (memory.weights, memory.kv_cache) == (llm.plan.weight_bytes, llm.plan.kv_cache_bytes)
+def test_an_engine_says_what_it_will_take_and_what_it_took() -> None:
+    config = EngineConfig(checkpoint("qwen3")[0], device="cpu", execution="eager", kv_cache_memory="1MiB")
+    planned = config.resolve().memory
+    with LLM(config.model, device="cpu", execution="eager", kv_cache_memory="1MiB") as llm:
+        memory, plan = llm.memory, llm.plan
+        assert (memory.weights, memory.kv_cache) == (plan.weight_bytes, plan.kv_cache_bytes)
         assert (memory.activations, memory.graphs) == (None, 0)  # nobody counts them on a CPU
-        assert memory.logits == 4 * llm.plan.spec.vocab_size * 4
-        assert memory.sampling > 5 * llm.plan.spec.vocab_size * 2, "a count of each token, four slots and a spare one"
-        assert memory.total == memory.weights + memory.kv_cache + memory.sampling
-    lines = str(memory).splitlines()
-    assert lines[1].split(maxsplit=1) == ["kv_cache", format_bytes(memory.kv_cache)]
-    assert lines[2].split(maxsplit=1) == ["activations", "not measured"]
+        assert memory.logits == 16 * plan.spec.vocab_size * 4
+        assert memory.total == memory.weights + memory.kv_cache + memory.tables + memory.sampling
+        assert memory.sampling > 17 * plan.spec.vocab_size * 2, "a count of each token, 16 slots and a spare one"
+        assert memory.planned == planned == replace(memory, planned=None)
+    lines = {line.split()[0]: line for line in str(memory).splitlines()}
+    assert lines["kv_cache"].split(maxsplit=1)[1].split("planned") == [
+        f"{format_bytes(memory.kv_cache)}".ljust(len(lines["kv_cache"].split("planned")[0]) - 13),
+        f" {format_bytes(memory.kv_cache)}",
+    ]
+    assert lines["activations"].split("planned")[0].strip() == "activations  not measured"
+    assert list(lines) == ["weights", "kv_cache", "tables", "activations", "logits", "sampling", "graphs", "total"]
+
+
+@pytest.mark.parametrize("variant", ["qwen3", "gemma3", "mpt", "gpt2", "phi3_longrope"])
+def test_what_is_planned_of_weights_and_tables_is_what_is_taken(variant: str) -> None:
+    with engine(variant) as llm:
+        memory = llm.memory
+    assert memory.planned is not None
+    assert memory.tables == memory.planned.tables > 0
+    assert 0 <= memory.weights - memory.planned.weights < 100, "slopes and the like are beside the parameters"
+
+
+def test_what_a_plan_cannot_know_of_a_gpu_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = EngineConfig(checkpoint("qwen3")[0], device="cpu", kv_cache_memory="1MiB").resolve()
+    on_gpu = replace(plan, device=torch.device("cuda", 0)).memory
+    assert on_gpu.graphs is None
+    assert "graphs       not measured" in str(on_gpu)
+    assert on_gpu.total == on_gpu.weights + on_gpu.kv_cache + on_gpu.tables + on_gpu.sampling

@@ -15,11 +15,12 @@ from typing import Any
 import pytest
 import torch
 
-from ostinato import LLM, SamplingParams
+from ostinato import LLM, ModelRunner, SamplingParams
 from ostinato.errors import OstinatoError
 from ostinato.graphs.graph import eager_break
 from ostinato.graphs.streams import stream_of
 from ostinato.models.decode_step import StepModel
+from ostinato.tokenizer import Tokenizer
 
 pytestmark = pytest.mark.gpu
 
@@ -187,6 +188,37 @@ def test_memory_is_measured_and_adds_up() -> None:
         assert memory.activations > memory.logits > 0
         assert memory.graphs > 0
         assert memory.kv_cache == llm.plan.kv_cache_bytes
+
+
+def test_sleeping_frees_the_cache_and_no_graph_goes_stale(cpu_tokens: list[list[int]]) -> None:
+    with on_gpu(kv_cache_memory="512MiB", debug=True) as llm:
+        assert generate(llm, GREEDY) == cpu_tokens
+        before, captures = torch.cuda.mem_get_info()[0], llm.stats().captures
+        llm.sleep()
+        assert torch.cuda.mem_get_info()[0] - before > 500 << 20
+        llm.wake()
+        assert abs(torch.cuda.mem_get_info()[0] - before) < 16 << 20
+        assert generate(llm, GREEDY) == cpu_tokens
+        assert llm.stats().captures == captures
+
+
+def test_a_callers_own_schedule_gives_the_greedy_tokens_of_the_cpu(cpu_tokens: list[list[int]]) -> None:
+    with ModelRunner("demo", device="cuda", **OPTIONS) as runner:
+        tokenizer = Tokenizer.load(runner.plan.folder)
+        assert tokenizer is not None
+        wanted = [tokenizer.encode(prompt) for prompt in PROMPTS]
+        cache = runner.create_kv_cache(memory=f"{256 * len(wanted)} tokens")
+        each = 256 // cache.block_size
+        tables = [list(cache.blocks)[each * row : each * (row + 1)] for row in range(len(wanted))]
+        tokens = [[token] for token in runner.prefill(cache, wanted, tables).tokens.tolist()]
+        for step in range(len(cpu_tokens[0]) - 1):
+            at = [len(prompt) + step for prompt in wanted]
+            out = runner.decode(cache, [row[-1] for row in tokens], at, tables)
+            assert out.logits.argmax(-1).tolist() == out.tokens.tolist()
+            for row, token in zip(tokens, out.tokens.tolist(), strict=True):
+                row.append(token)
+        assert sum(cache.replays.values()) == len(cpu_tokens[0]) - 1
+    assert tokens == cpu_tokens
 
 
 def test_every_batch_size_gives_the_greedy_tokens_of_the_cpu(graphed: LLM, cpu_tokens: list[list[int]]) -> None:
