@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ostinato.graphs.streams import DeviceStream
-from ostinato.layers.logit_edits import MOST_COUNTED
 from ostinato.models.kv_cache import zero_pages
 from ostinato.request import Request
 from ostinato.sampling_params import MAX_LOGIT_BIAS
@@ -33,7 +32,7 @@ def edit_tables(slots: int, vocab_size: int) -> dict[str, tuple[tuple[int, int],
     """Shapes and types of the tables for ``slots`` requests at a time."""
     rows = slots + 1
     return {
-        "counts": ((rows, vocab_size), torch.int16),
+        "counts": ((rows, vocab_size), torch.int32),
         "bias_ids": ((rows, MAX_LOGIT_BIAS), torch.int64),
         "bias": ((rows, MAX_LOGIT_BIAS), torch.float32),
         "mask": ((rows, num_words(vocab_size)), torch.int32),
@@ -89,12 +88,12 @@ class EditBuffers:
 
     def _counts_of(self, request: Request) -> Write:
         counted = Counter(request.output_token_ids)
-        values = {token: 2 * min(times, MOST_COUNTED) for token, times in counted.items()}
+        values = {token: 2 * times for token, times in counted.items()}
         for token in set(request.prompt_token_ids):
             values[token] = values.get(token, 0) + 1
         ids = self._staged(np.fromiter(values.keys(), np.int64, len(values)))
         return functools.partial(
-            _fill, self.counts[request.row_slot], ids, self._staged(np.fromiter(values.values(), np.int16, len(values)))
+            _fill, self.counts[request.row_slot], ids, self._staged(np.fromiter(values.values(), np.int32, len(values)))
         )
 
     def _biases_of(self, request: Request) -> Write:

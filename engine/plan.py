@@ -157,7 +157,7 @@ class Plan:
         """How many functions: each kind of layer for each class of shapes, passes of the sampler, heads and gathers."""
         kinds = len(set(self.spec.layers)) if self.model_impl == "ostinato" else 1
         rows = 2 if self.config.max_num_seqs > 1 else 1  # classes of shapes: one row, several; and tokens
-        passes = 3 if self.attention.backend is AttentionBackend.TORCH else 1  # else only edits are not our kernels
+        passes = 4 if self.attention.backend is AttentionBackend.TORCH else 1  # else only edits are not our kernels
         others = passes + (1 if self.device.type == "cpu" else 2 * rows)
         what = f"{kinds} kind{'s' if kinds > 1 else ''} of layers x {rows + 1} classes of shapes + {others}"
         return f"{kinds * (rows + 1) + others} functions, whatever the depth: {what}"

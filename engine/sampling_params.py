@@ -66,8 +66,7 @@ class SamplingParams:
     repetition_penalty: transformers' (Keskar et al. 2019): for every token of the prompt and of the answer so far, a
         positive logit is divided by it, a negative one multiplied; 0.01 to 100, 1 is off.
     presence_penalty: OpenAI's: subtracted from the logit of every token that the answer has so far; -2 to 2, 0 is off.
-    frequency_penalty: OpenAI's: subtracted as often as the answer has the token so far; -2 to 2, 0 is off. A token is
-        counted up to 16,383 times.
+    frequency_penalty: OpenAI's: subtracted as often as the answer has the token so far; -2 to 2, 0 is off.
     logit_bias: OpenAI's: up to 300 token ids, each with -100 to 100 that is added to its logit before the penalties.
     allowed_token_ids: no other token is drawn; at least one id, None is off.
     bad_words: up to 128 strings whose tokens are not drawn in a row: each as it is and after a space, as its tokenizer

@@ -120,7 +120,7 @@ class StepPieces:
 
     def _compiled_passes(self) -> Sample:
         symbolic = _first_dims if self._several else _none
-        return sample_by_passes(*(self._piece(f, symbolic) for f in (sampler.narrow, sampler.draw)))
+        return sample_by_passes(*(self._piece(f, symbolic) for f in (sampler.temper, sampler.narrow, sampler.draw)))
 
     def _layers(self, decoder: StepDecoder, symbolic: SymbolicDims) -> tuple[CompiledPiece, ...]:
         by_kind = {layer: self._piece(decode_step.layer, symbolic) for layer in dict.fromkeys(decoder.kinds)}

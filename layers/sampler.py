@@ -99,12 +99,13 @@ def narrow(likelihood: Tensor, target: Tensor, bits: Tensor, shift: Tensor, by_m
     like their bit patterns, so t is found exactly, three bits a pass: ``bits [rows] int32`` holds the digits decided so
     far, ``shift`` (0-dim int32) is the place value of this one.
     """
-    likelihood = likelihood[:, None, :]
-    digits = torch.arange(1, 8, dtype=torch.int32, device=likelihood.device)
-    trial = (bits[:, None] + digits * shift).view(torch.float32)
     counted = torch.where(by_mass, likelihood, 1.0)
-    reached = torch.where(likelihood >= trial[:, :, None], counted, 0.0).sum(-1)  # [rows, 7]
-    return bits + (reached >= target[:, None]).sum(-1).to(torch.int32) * shift
+    digit = torch.zeros_like(bits)
+    for trial in range(1, 8):  # sums of their own: over [rows, 7, vocab] Inductor's code is five times slower on a CPU
+        threshold = (bits + trial * shift).view(torch.float32)
+        reached = torch.where(likelihood >= threshold[:, None], counted, 0.0).sum(-1)
+        digit = digit + (reached >= target).to(torch.int32)
+    return bits + digit * shift
 
 
 def _kept_mass(likelihood: Tensor, floor_bits: Tensor) -> Tensor:

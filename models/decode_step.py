@@ -25,7 +25,7 @@ from ostinato.layers.attention.metadata import AttentionMetadata, within_window
 from ostinato.layers.kernels import sampling_ops
 from ostinato.layers.logit_edits import EditInputs, count_drawn
 from ostinato.layers.logprobs import probe
-from ostinato.layers.sampler import SamplingInputs
+from ostinato.layers.sampler import SamplingInputs, Tempered
 from ostinato.models.decoder import KVCache
 from ostinato.models.rope_tables import RopeTables, Rotation, rotations_at
 from ostinato.models.spec import LayerSpec, ModelSpec
@@ -107,14 +107,16 @@ Process = Callable[[Tensor], Tensor]
 
 
 def sample_by_passes(
-    narrow: Callable[..., Tensor] = sampler.narrow, draw: Callable[..., Tensor] = sampler.draw
+    temper: Callable[..., Tempered] = sampler.temper,
+    narrow: Callable[..., Tensor] = sampler.narrow,
+    draw: Callable[..., Tensor] = sampler.draw,
 ) -> Sample:
-    """The sampler as passes over the vocabulary; ``narrow`` and ``draw`` may be compiled forms of ``sampler``'s."""
+    """The sampler as passes over the vocabulary, which may be compiled forms of ``sampler``'s."""
 
     def sample(logits: Tensor, sampling: Sampling, inputs: SamplingInputs) -> Tensor:
         if not sampling.draws:
             return sampler.sample_greedy(logits)
-        tempered = sampler.temper(logits, inputs)
+        tempered = temper(logits.float(), inputs)  # edited logits are float32: one compiled form serves all
         floor = torch.zeros_like(inputs.min_p)
         if sampling.filters:
             floor = sampler.likelihood_floor(tempered.likelihood, inputs, narrow)

@@ -13,7 +13,7 @@ from parity import LONG, SHORT
 from reference import reference_tokens
 
 NUM_TOKENS = 64
-SAMPLER_AND_HEAD = 3  # narrow and draw, and the head of a single row
+SAMPLER_AND_HEAD = 5  # temper, narrow, draw and edit, and the head of a single row
 CLASSES = 3  # one row, several, tokens
 
 

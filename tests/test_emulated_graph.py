@@ -57,7 +57,7 @@ class Tiny:
         floats, integers = (lambda: torch.zeros(rows)), (lambda: torch.zeros(rows, dtype=torch.int64))
         blocked = torch.zeros(rows, 2, dtype=torch.int64), torch.zeros(rows, 2)
         self.sampling = SamplingInputs(floats(), floats(), floats(), floats(), integers(), integers(), *blocked)
-        counts = torch.zeros(rows + 1, SPEC.vocab_size, dtype=torch.int16)
+        counts = torch.zeros(rows + 1, SPEC.vocab_size, dtype=torch.int32)
         biases = torch.zeros(rows + 1, 2, dtype=torch.int64), torch.zeros(rows + 1, 2)
         mask = torch.zeros(rows + 1, -(-SPEC.vocab_size // 32), dtype=torch.int32)
         penalties = torch.ones(rows), floats(), floats(), torch.ones(rows), floats()

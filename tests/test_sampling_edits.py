@@ -234,4 +234,4 @@ def test_the_engine_accounts_for_its_tables() -> None:
     with engine(VARIANT) as llm:
         tables = llm._core.runner.buffers.edits.named_tensors().values()
         assert llm.memory.sampling == sum(table.nbytes for table in tables)
-        assert torch.int16 in {table.dtype for table in tables}
+        assert torch.int32 in {table.dtype for table in tables}
