@@ -197,9 +197,19 @@ def test_a_shared_prefix_and_a_copy_before_writing(runner: ModelRunner) -> None:
     assert all(map(torch.equal, before, [pages[[1, 2]] for pair in cache.pages for pages in pair]))
 
 
-def test_random_schedules_of_a_caller_give_the_reference_logits(runner: ModelRunner) -> None:
-    """Sequences begin, go on by chunks of any size, fork and end, in any company."""
-    draw, cache = random.Random(10), runner.create_kv_cache(60)
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"execution": "emulate", "capture_sizes": [4], "prefill_capture_sizes": [3, 24]}],
+    ids=["uncaptured", "padded"],
+)
+def test_random_schedules_of_a_caller_give_the_reference_logits(options: dict[str, Any]) -> None:
+    """Sequences begin, go on by chunks of any size, and end, in any company; padding writes nobody's blocks."""
+    with open_runner(**options) as runner:
+        check_random_schedule(runner, runner.create_kv_cache(60))
+
+
+def check_random_schedule(runner: ModelRunner, cache: PagedCache) -> None:
+    draw = random.Random(10)
     free, live, compared = list(cache.blocks), list[tuple[list[int], list[int], int]](), 0
     for _ in range(60):
         if len(free) > 20:
