@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ostinato import errors
+    from ostinato.async_handle import AsyncRequestHandle
+    from ostinato.async_llm import AsyncLLM
     from ostinato.config import EngineConfig
     from ostinato.errors import (
         CaptureError,
@@ -22,7 +24,9 @@ if TYPE_CHECKING:
         OutOfBlocks,
         ParamError,
         PromptTooLong,
+        QueueFull,
     )
+    from ostinato.handle import RequestHandle
     from ostinato.llm import LLM
     from ostinato.model_runner import ModelRunner
     from ostinato.outputs import CompletionOutput, Logprob, RequestOutput, StreamDelta
@@ -34,6 +38,8 @@ __version__ = "0.1.0"
 
 __all__ = [
     "LLM",
+    "AsyncLLM",
+    "AsyncRequestHandle",
     "CaptureError",
     "CompletionOutput",
     "ConfigError",
@@ -49,6 +55,8 @@ __all__ = [
     "ParamError",
     "ProcessorRow",
     "PromptTooLong",
+    "QueueFull",
+    "RequestHandle",
     "RequestOutput",
     "SamplingParams",
     "StreamDelta",
@@ -58,6 +66,8 @@ __all__ = [
 ]
 
 _NAMES = {
+    "ostinato.async_handle": ("AsyncRequestHandle",),
+    "ostinato.async_llm": ("AsyncLLM",),
     "ostinato.config": ("EngineConfig",),
     "ostinato.errors": (
         "CaptureError",
@@ -70,7 +80,9 @@ _NAMES = {
         "OutOfBlocks",
         "ParamError",
         "PromptTooLong",
+        "QueueFull",
     ),
+    "ostinato.handle": ("RequestHandle",),
     "ostinato.llm": ("LLM",),
     "ostinato.model_runner": ("ModelRunner",),
     "ostinato.outputs": ("CompletionOutput", "Logprob", "RequestOutput", "StreamDelta"),

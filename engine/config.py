@@ -35,7 +35,8 @@ class EngineConfig:
     model: a folder, a hub id (``ORG/NAME``), or ``"demo"``; revision: a branch, tag or commit of a hub id.
     device: ``"auto"`` (a GPU if there is one), ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
     dtype: ``"auto"`` (the checkpoint's own), ``"bfloat16"``, ``"float16"``, ``"float32"``, or a ``torch.dtype``.
-    max_num_seqs: requests that run at once. max_num_batched_tokens: tokens of one step, prompts' and decodes' together.
+    max_num_seqs: requests that run at once. max_waiting: requests beyond them that may wait, ``QueueFull`` is raised
+    for more; None is no limit. max_num_batched_tokens: tokens of one step, prompts' and decodes' together.
     max_model_len: tokens of one request, prompt and output; None takes the checkpoint's, as far as memory goes.
     block_size: tokens of one KV block; ``"auto"`` takes what the attention backend likes best.
     kv_cache_memory: bytes (an int, or ``"2GiB"``), ``"65536 tokens"`` or ``"4096 blocks"``; None is the smaller of what
@@ -57,6 +58,7 @@ class EngineConfig:
     device: str
     dtype: str
     max_num_seqs: int
+    max_waiting: int | None
     max_model_len: int | None
     max_num_batched_tokens: int
     block_size: int | None
@@ -78,6 +80,7 @@ class EngineConfig:
         device: str = "auto",
         dtype: Any = "auto",
         max_num_seqs: int = 16,
+        max_waiting: int | None = None,
         max_model_len: int | None = None,
         max_num_batched_tokens: int = 2048,
         block_size: int | str = "auto",
@@ -100,6 +103,7 @@ class EngineConfig:
             "device": _device(device),
             "dtype": _choice("dtype", str(dtype).removeprefix("torch."), DTYPES),
             "max_num_seqs": _integer("max_num_seqs", max_num_seqs, 1, 4096),
+            "max_waiting": _integer_or_none("max_waiting", max_waiting, 0, 1 << 30),
             "max_model_len": _integer_or_none("max_model_len", max_model_len, 2, 1 << 30),
             "max_num_batched_tokens": _integer("max_num_batched_tokens", max_num_batched_tokens, 1, 1 << 24),
             "block_size": None if block_size == "auto" else _integer("block_size", block_size, 1, 4096),

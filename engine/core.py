@@ -1,14 +1,16 @@
 """One engine's loop: the requests that live, and what turns a step of them into delivered text.
 
 Owns the scheduler, the block pool, the runner and an output processor per request. Decides nothing itself: the
-scheduler says what runs, the runner runs it, the processors make text of it. Knows no lock and no thread: whoever calls
-it (``LLM``) lets one caller in at a time. Only ``drop`` may be called at any moment.
+scheduler says what runs, the runner runs it, the processors make text of it. Knows no lock and no thread: one thread
+calls it (``EngineThread``). Only ``check_alive`` and ``scheduler.check_fits`` may be called from others.
 """
 
 from __future__ import annotations
 
+import math
+import time
 from collections import Counter, deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from ostinato.block_pool import BlockPool
@@ -47,7 +49,7 @@ class EngineCore:
         self._live: dict[int, Request] = {}  # requests that have not ended, or whose end was not delivered yet
         self._processors: dict[int, OutputProcessor] = {}
         self._flights: deque[tuple[Step, Flight]] = deque()  # launched steps, oldest first
-        self._dropped: deque[Request] = deque()  # of streams that nobody holds any more; ended before the next step
+        self._timed: dict[int, Request] = {}  # the live ones with a deadline
         self._new_scheduler()
 
     def add(self, request: Request, processor: OutputProcessor) -> None:
@@ -59,6 +61,8 @@ class EngineCore:
             self.scheduler.add(member)
             self._processors[member.request_id] = its
             self._live[member.request_id] = member
+            if member.deadline < math.inf:
+                self._timed[member.request_id] = member
 
     def is_live(self, request: Request) -> bool:
         """Whether more may come of ``request``."""
@@ -83,15 +87,16 @@ class EngineCore:
         """Launch what can be launched, then bring in the oldest step. A fault ends its step's requests, and raises.
 
         Where the device works on its own, the step after the oldest is on its way before the oldest is waited for.
-        ``EngineDead`` if the device is beyond use: every request has ended then.
+        ``StepFault`` with its cause; it ends all requests if no step was at work. ``EngineDead`` if the device is
+        beyond use: every request has ended then. An interrupt ends nothing: the next step takes up where this one was.
         """
         self.check_awake()
         self.at_work = None
         try:
             if self._unsound:
                 self._recover()  # an interrupt struck the last attempt
-            self.end_dropped()
             self._deliver()  # what an interrupted step left
+            self._end_overdue()
             if self.timeline is None:
                 self._advance()
             else:
@@ -101,11 +106,13 @@ class EngineCore:
         except BaseException as error:
             step = self.at_work
             self._recover()
-            if step is None or not isinstance(error, Exception):
-                raise  # an interrupt ends its caller's requests; those of others go on
-            fault = StepFault(f"a step of {len(step.requests)} requests failed: {type(error).__name__}: {error}")
+            if isinstance(error, KeyboardInterrupt):
+                raise
+            ended = list(self._live.values()) if step is None else step.requests
+            fault = StepFault(f"a step of {len(ended)} requests failed: {type(error).__name__}: {error}")
             fault.__cause__ = error
-            self.scheduler.fail(step, fault)
+            for request in ended:
+                self.scheduler.finish(request, "error", error=fault)
             self._deliver()
             raise fault from error
 
@@ -142,21 +149,19 @@ class EngineCore:
         self.counts["tokens_computed"] += step.num_tokens
         self.counts["tokens_generated"] += len(sampled)
 
-    def abort(self, requests: Iterable[Request]) -> None:
-        """End requests that have not ended, and let go of all of them."""
-        for member in [member for request in requests for member in request.group]:
-            self.scheduler.finish(member, "abort")
-            self._live.pop(member.request_id, None)
-            self._processors.pop(member.request_id, None)
+    def end(self, request: Request, reason: FinishReason) -> None:
+        """End ``request`` where it is, and give its blocks back; no effect if it has ended."""
+        for member in request.group:
+            if member.request_id in self._live:
+                self.scheduler.finish(member, reason)
+                self._deliver_one(member)
 
-    def drop(self, request: Request) -> None:
-        """Abort ``request`` before the next step. Takes no lock: a finalizer may call it in the midst of a step."""
-        self._dropped.append(request)
-
-    def end_dropped(self) -> None:
-        """Abort what was dropped since."""
-        while self._dropped:
-            self.abort([self._dropped.popleft()])
+    def _end_overdue(self) -> None:
+        """End what is past its deadline, running or waiting."""
+        if self._timed:
+            now = time.monotonic()
+            for request in [request for request in self._timed.values() if request.deadline <= now]:
+                self.end(request, "timeout")
 
     def reset_prefix_cache(self) -> None:
         """Forget every cached prefix that no running request holds."""
@@ -205,6 +210,15 @@ class EngineCore:
             raise EngineDead("the engine is closed")
         if self._dead is not None:
             raise EngineDead(str(self._dead)) from self._dead.__cause__
+
+    def die(self, error: BaseException) -> EngineDead:
+        """What no step can be blamed for: nothing counts any more. Returns the error that all calls end with now."""
+        self._dead = EngineDead(f"the engine failed: {type(error).__name__}: {error}")
+        self._dead.__cause__ = error
+        self._live.clear()
+        self._timed.clear()
+        self._processors.clear()
+        return self._dead
 
     def _end_all(self, reason: FinishReason, error: OstinatoError | None) -> None:
         for request in list(self._live.values()):
@@ -269,25 +283,28 @@ class EngineCore:
     def _deliver(self) -> None:
         """Bring every generated token to its output processor, and finish those whose request has ended."""
         for request in list(self._live.values()):
-            processor = self._processors[request.request_id]
-            try:
-                for token in processor.unpushed:
-                    stop_string = processor.push(token)
-                    if stop_string is not None:
-                        self.scheduler.finish(request, "stop", stop_string)
-                        break
-            except Exception as error:  # a tokenizer's fault is that request's alone
-                fault = OstinatoError(f"request {request.request_id}: its text could not be made: {error!r}")
-                fault.__cause__ = error
-                self.scheduler.finish(request, "error", error=fault)
-            if request.status is RequestStatus.FINISHED:
-                processor.finish()
-                del self._live[request.request_id]
+            self._deliver_one(request)
+
+    def _deliver_one(self, request: Request) -> None:
+        processor = self._processors[request.request_id]
+        try:
+            for token in processor.unpushed:
+                stop_string = processor.push(token)
+                if stop_string is not None:
+                    self.scheduler.finish(request, "stop", stop_string)
+                    break
+        except Exception as error:  # a tokenizer's fault is that request's alone
+            fault = OstinatoError(f"request {request.request_id}: its text could not be made: {error!r}")
+            fault.__cause__ = error
+            self.scheduler.finish(request, "error", error=fault)
+        if request.status is RequestStatus.FINISHED:
+            processor.finish()
+            del self._live[request.request_id]
+            self._timed.pop(request.request_id, None)
 
     def stats(self) -> Stats:
         """The counters now."""
         self.check_alive()
-        self.end_dropped()
         runner, pool, scheduler = self.runner, self.pool, self.scheduler
         counts = self.counts
         late_compiles, late_captures = runner.late

@@ -11,6 +11,7 @@ from ostinato.layers.errors import (
     OutOfBlocks,
     ParamError,
     PromptTooLong,
+    QueueFull,
 )
 
 __all__ = [
@@ -24,4 +25,5 @@ __all__ = [
     "OutOfBlocks",
     "ParamError",
     "PromptTooLong",
+    "QueueFull",
 ]

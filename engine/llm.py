@@ -1,33 +1,46 @@
 """``LLM``: a checkpoint, loaded and ready, inside the caller's process.
 
-Opens one, and owns the lock that lets one caller at a time into its ``EngineCore``. Any caller's turn advances every
-running request, so streams and batches of several threads share their steps.
+Opens one, checks what callers ask for in their own threads, and hands it to the engine's thread, which runs the steps
+of all requests together; then waits for what comes. Knows no step and no lock.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-import threading
-from collections.abc import Iterator, Mapping, Sequence
+import weakref
+from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from torch import Tensor
 from tqdm import tqdm
 
 from ostinato.config import EngineConfig
-from ostinato.core import EngineCore, StepFault
+from ostinato.core import EngineCore
 from ostinato.embedding import Pooling, check_pooling
+from ostinato.engine_thread import EngineThread, HandleT
 from ostinato.generation_defaults import GenerationDefaults
 from ostinato.graphs.toolchain import toolchain_prepared
-from ostinato.layers.errors import EngineDead, ParamError, PromptTooLong
+from ostinato.handle import RequestHandle, ThreadMailbox
+from ostinato.layers.errors import EngineDead, PromptTooLong
 from ostinato.load import load_decoder
 from ostinato.memory import MemoryUse
 from ostinato.models.checkpoint import eos_token_ids, read_config, read_generation_config
-from ostinato.outputs import RequestOutput, StreamDelta
+from ostinato.output_processor import OutputProcessor
+from ostinato.outputs import RequestOutput
 from ostinato.plan import Plan
-from ostinato.prompts import Prompt, Prompts, as_list, as_params, check_prompt
+from ostinato.prompts import (
+    Prompt,
+    Prompts,
+    as_list,
+    as_messages,
+    as_params,
+    check_priority,
+    check_prompt,
+    ends_at,
+    one_prompt,
+)
 from ostinato.request import Request
 from ostinato.runner import StepRunner
 from ostinato.sampling_params import SamplingParams
@@ -35,25 +48,31 @@ from ostinato.startup import StartupProgress
 from ostinato.stats import Stats
 from ostinato.step_timeline import StepTimeline
 from ostinato.submission import RequestMaker
-from ostinato.token_stream import TokenStream
+from ostinato.ticket import Ticket
 from ostinato.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from ostinato.graphs.inspect.report import Report
 
-Messages = Sequence[Mapping[str, Any]]
+T = TypeVar("T")
 
 
 class LLM:
     """A language model in this process. Options are those of ``EngineConfig``; use it in a ``with`` or ``close()`` it.
 
     ``plan`` is what the options came to, ``default_sampling_params`` what the checkpoint recommends, ``startup`` the
-    seconds each part of making it took. Methods may be called from any thread; they take turns.
+    seconds each part of making it took.
+
+    Every method may be called from any thread. Prompts are tokenised and checked in the caller's, before anything is
+    queued; steps run in the engine's own, which starts with the first request. ``close()`` ends it, and so does
+    forgetting the ``LLM``. Wherever a prompt is asked for, it is a str, token ids, or the messages of a chat.
+    ``priority``: lower goes first, ties in order of arrival. ``deadline``: seconds from now, after which the request
+    ends with what it has and ``finish_reason`` "timeout". ``QueueFull`` where ``max_waiting`` requests wait already. In
+    a forked child, ``EngineDead``.
     """
 
     def __init__(self, model: str | os.PathLike[str], **options: Any) -> None:
         """Resolve, load and warm up. ``ConfigError`` and ``ModelLoadError`` come before memory is taken."""
-        self._lock = threading.RLock()
         with contextlib.ExitStack() as startup:
             progress = startup.enter_context(StartupProgress())
             progress("reading the checkpoint")
@@ -75,7 +94,9 @@ class LLM:
                 runner.close()  # whoever tries again with less finds its memory free
                 raise
         self.startup = progress.seconds
-        self._core = EngineCore(self.plan, runner)
+        self._engine = EngineThread(EngineCore(self.plan, runner))
+        self._forgotten = weakref.finalize(self, self._engine.forget)
+        self._forgotten.atexit = False  # the engine's thread sees to that
 
     # What callers ask for.
 
@@ -84,43 +105,83 @@ class LLM:
         prompts: Prompts,
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         use_tqdm: bool = False,
+        *,
+        priority: int = 0,
+        deadline: float | None = None,
     ) -> list[RequestOutput]:
         """Complete one prompt or many; the outputs are in the prompts' order.
 
-        ``prompts``: str, list of str, token ids, or list of token ids; ``sampling_params``: one for all, or one each.
-        A bad one raises before any runs. A request whose logits become non-finite ends alone, with
-        ``finish_reason == "error"`` and its ``error``; a fault of a step raises.
+        ``prompts``: a prompt, or a list of them; ``sampling_params``: one for all, or one each. A bad one raises before
+        any runs, and so does a queue that has no room for all. A request whose logits become non-finite ends alone,
+        with ``finish_reason == "error"`` and its ``error``; a fault of a step raises. An interrupt cancels all of them.
         """
         items = as_list(prompts)
-        params = as_params(sampling_params, len(items))
-        with self._lock:
-            requests = self._submit_all(items, params)
+        handles = self._submit(items, as_params(sampling_params, len(items)), priority, deadline)
         try:
-            return self._run(requests, use_tqdm)
+            waiting = tqdm(handles, desc="generating", unit="request") if use_tqdm else handles
+            return [handle.result() for handle in waiting]
         finally:
-            self._cancel(requests)
+            for handle in handles:
+                handle.close()
 
-    def stream(self, prompt: Prompt, sampling_params: SamplingParams | None = None) -> TokenStream:
-        """Complete one prompt, a delta at a time. Checked and submitted now; runs as it is iterated.
+    def stream(
+        self,
+        prompt: Prompt,
+        sampling_params: SamplingParams | None = None,
+        *,
+        priority: int = 0,
+        deadline: float | None = None,
+    ) -> RequestHandle:
+        """Complete one prompt, a delta for each step that brings something new: a handle that is to be iterated.
 
-        Closing the stream, or dropping it, cancels the request: it takes part in no further step.
+        Closing it, or dropping it, cancels the request: it takes part in no further step.
         """
-        items = as_list(prompt)
-        if len(items) != 1:
-            raise ParamError(f"stream takes one prompt, got {len(items)}")
-        if sampling_params is not None and sampling_params.n > 1:
-            raise ParamError(f"n: a stream has one sequence, got {sampling_params.n}; generate() takes n")
-        with self._lock:
-            (request,) = self._submit_all(items, as_params(sampling_params, 1))
-        return TokenStream(self, request)
+        params = as_params(sampling_params, 1)
+        (handle,) = self._submit(one_prompt(prompt), params, priority, deadline, wants_deltas=True)
+        return handle
 
-    def chat(self, messages: Messages, sampling_params: SamplingParams | None = None) -> RequestOutput:
-        """Answer a conversation of ``{"role": …, "content": …}``, rendered by the checkpoint's own template."""
-        return self.generate(self._render(messages), sampling_params)[0]
+    def submit(
+        self,
+        prompt: Prompt,
+        sampling_params: SamplingParams | None = None,
+        *,
+        priority: int = 0,
+        deadline: float | None = None,
+    ) -> RequestHandle:
+        """Queue one prompt and return at once. Hold the handle: dropping it cancels the request.
 
-    def stream_chat(self, messages: Messages, sampling_params: SamplingParams | None = None) -> TokenStream:
+        Iterated late, its first delta holds all that came before.
+        """
+        (handle,) = self._submit(one_prompt(prompt), as_params(sampling_params, 1), priority, deadline)
+        return handle
+
+    def chat(
+        self,
+        messages: Prompt,
+        sampling_params: SamplingParams | None = None,
+        *,
+        priority: int = 0,
+        deadline: float | None = None,
+    ) -> RequestOutput:
+        """Answer a conversation of ``{"role": …, "content": …}``, rendered by the checkpoint's own template.
+
+        A str is one message of the user; token ids are a conversation that was rendered.
+        """
+        (output,) = self.generate(
+            one_prompt(as_messages(messages)), sampling_params, priority=priority, deadline=deadline
+        )
+        return output
+
+    def stream_chat(
+        self,
+        messages: Prompt,
+        sampling_params: SamplingParams | None = None,
+        *,
+        priority: int = 0,
+        deadline: float | None = None,
+    ) -> RequestHandle:
         """``chat``, a delta at a time."""
-        return self.stream(self._render(messages), sampling_params)
+        return self.stream(as_messages(messages), sampling_params, priority=priority, deadline=deadline)
 
     def embed(self, prompts: Prompts, pooling: Pooling = "last", normalize: bool = True) -> Tensor:
         """A vector per prompt, ``[prompts, hidden_size] float32`` on the CPU: final hidden states, pooled.
@@ -134,21 +195,16 @@ class LLM:
         for prompt in ids:
             if not 0 < len(prompt) <= longest:
                 raise PromptTooLong(f"the prompt has {len(prompt):,} tokens; expected 1 to {longest:,} (max_model_len)")
-        with self._lock:
-            self._core.check_alive()
-            return self._core.runner.embed(ids, pooling, normalize)
+        return self._call(lambda core: core.runner.embed(ids, pooling, normalize))
 
     def stats(self) -> Stats:
-        """The counters now."""
-        with self._lock:
-            return self._core.stats()
+        """The counters, as they are between two steps."""
+        return self._call(EngineCore.stats)
 
     @property
     def memory(self) -> MemoryUse:
         """What the engine holds on its device, in bytes, measured at start-up where the device counts them."""
-        with self._lock:
-            self._core.check_alive()
-            return self._core.runner.memory
+        return self._call(lambda core: core.runner.memory)
 
     def explain(self) -> Report:
         """What was captured, how it served so far, and what to change: prints, and is the data of ``inspect.Report``.
@@ -157,8 +213,7 @@ class LLM:
         """
         from ostinato.explain import explain
 
-        with self._lock:
-            return explain(self._core)
+        return self._call(explain)
 
     @contextlib.contextmanager
     def record_timeline(self) -> Iterator[StepTimeline]:
@@ -167,18 +222,16 @@ class LLM:
         ``ConfigError`` if a timeline is being recorded already.
         """
         timeline = StepTimeline(self._core)
-        with self._lock:
-            timeline.begin()
+        self._call(lambda _: timeline.begin())
         try:
             yield timeline
         finally:
-            with self._lock:
-                timeline.end()
+            with contextlib.suppress(EngineDead):  # closed meanwhile
+                self._engine.call(timeline.end)
 
     def reset_prefix_cache(self) -> None:
         """Forget every cached prefix that no running request holds."""
-        with self._lock:
-            self._core.reset_prefix_cache()
+        self._call(EngineCore.reset_prefix_cache)
 
     def sleep(self) -> None:
         """Give the KV memory back to the host until ``wake()``; graphs and weights stay, cached prefixes are forgotten.
@@ -186,18 +239,18 @@ class LLM:
         Requests that have not ended wait, and go on after ``wake`` with the same tokens; others are refused meanwhile
         (``EngineAsleep``). ``ConfigError`` where the device cannot give memory back in place.
         """
-        with self._lock:
-            self._core.sleep()
+        self._call(EngineCore.sleep)
 
     def wake(self) -> None:
         """Take the KV memory again; nothing is compiled or captured. ``ConfigError`` if there is too little of it."""
-        with self._lock:
-            self._core.wake()
+        self._call(EngineCore.wake)
 
     def close(self) -> None:
-        """End all requests and free graphs, KV cache and weights. Again: no effect."""
-        with self._lock:
-            self._core.close()
+        """End all requests, the engine's thread with them, and free graphs, KV cache and weights. Again: no effect.
+
+        Waits for the step that runs.
+        """
+        self._engine.close()
 
     def __enter__(self) -> LLM:
         """The engine itself."""
@@ -209,69 +262,54 @@ class LLM:
         """``close()``."""
         self.close()
 
-    # Submission.
+    # What the caller's thread does.
 
-    def _submit_all(self, prompts: Sequence[Any], params: Sequence[SamplingParams]) -> list[Request]:
-        """Check all, then queue all; if one is refused none is kept."""
-        core = self._core
-        core.check_alive()
+    def _submit(
+        self,
+        prompts: Sequence[Any],
+        params: Sequence[SamplingParams],
+        priority: int,
+        deadline: float | None,
+        wants_deltas: bool = False,
+    ) -> list[RequestHandle]:
+        def handle(request: Request, processor: OutputProcessor) -> RequestHandle:
+            mailbox = ThreadMailbox()
+            return RequestHandle(self, self._engine, Ticket(request, processor, mailbox, wants_deltas), mailbox)
+
+        return self._queue(prompts, params, priority, deadline, handle)
+
+    def _queue(
+        self,
+        prompts: Sequence[Any],
+        params: Sequence[SamplingParams],
+        priority: int,
+        deadline: float | None,
+        handle: Callable[[Request, OutputProcessor], HandleT],
+    ) -> list[HandleT]:
+        """Check all, then queue all, with what ``handle`` makes of each; if one is refused none is kept."""
+        rank, ends = check_priority(priority), ends_at(deadline)
         checked = [check_prompt(prompt, self.tokenizer, self.plan.spec.vocab_size) for prompt in prompts]
-        requests: list[Request] = []
-        try:
-            for prompt, param in zip(checked, params, strict=True):
-                request, processor = self._maker.make(prompt, param)
-                core.add(request, processor)
-                requests.append(request)
-        except BaseException:
-            core.abort(requests)
-            raise
-        return requests
 
-    def _render(self, messages: Messages) -> list[int]:
-        if self.tokenizer is None:
-            raise ParamError("chat: this checkpoint has no tokenizer")
-        text = self.tokenizer.render_chat(messages, add_generation_prompt=True)
-        return self.tokenizer.encode(text, add_special_tokens=False)
+        def make() -> list[HandleT]:
+            made = [self._maker.make(prompt, param) for prompt, param in zip(checked, params, strict=True)]
+            for request, _ in made:
+                for member in request.group:
+                    member.priority, member.deadline = rank, ends
+                self._core.scheduler.check_fits(request)
+            return [handle(request, processor) for request, processor in made]
 
-    # Running.
+        return self._engine.submit(len(checked), make)
 
-    def _run(self, requests: Sequence[Request], use_tqdm: bool) -> list[RequestOutput]:
-        core = self._core
-        bar = tqdm(total=len(requests), desc="generating", unit="request") if use_tqdm else None
-        try:
-            while (done := sum(not core.is_live(request) for request in requests)) < len(requests):
-                with self._lock:
-                    core.step()
-                if bar is not None:
-                    bar.update(done - bar.n)
-        finally:
-            if bar is not None:
-                bar.update(sum(not core.is_live(request) for request in requests) - bar.n)
-                bar.close()
-        for request in requests:
-            if isinstance(request.error, StepFault | EngineDead):
-                raise request.error
-        with self._lock:
-            return [core.release(request).output() for request in requests]
+    def _call(self, function: Callable[[EngineCore], T]) -> T:
+        """``function`` of a living engine, between two steps."""
 
-    def _next_delta(self, request: Request) -> StreamDelta | None:
-        """The next delta of a stream, running steps until there is one; None after its last.
+        def alive() -> T:
+            self._core.check_alive()
+            return function(self._core)
 
-        The lock is free between steps, so that other callers have their turns.
-        """
-        while True:
-            with self._lock:
-                processor = self._core.processor(request)
-                if processor is None:
-                    return None
-                delta = processor.take_delta()
-                if delta is None:
-                    self._core.step()
-                elif delta.finished:
-                    self._core.release(request)
-            if delta is not None:
-                return delta
+        return self._engine.call(alive)
 
-    def _cancel(self, requests: Sequence[Request]) -> None:
-        with self._lock:
-            self._core.abort(requests)
+    @property
+    def _core(self) -> EngineCore:
+        """Belongs to the engine's thread."""
+        return self._engine.core

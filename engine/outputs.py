@@ -4,7 +4,8 @@
 
     "stop"      an end-of-sequence token (None), a stop token id (the id), a stop string (the string)
     "length"    ``max_tokens`` generated, or ``max_model_len`` reached
-    "abort"     the caller cancelled it
+    "abort"     the caller cancelled it, or closed the engine
+    "timeout"   its deadline passed
     "error"     it failed alone; ``RequestOutput.error`` holds the cause
 
 The token that stopped a request is in ``token_ids``, and in ``text`` only with ``include_stop_str_in_output``.
@@ -17,7 +18,7 @@ from typing import Literal, TypeAlias
 
 from ostinato.layers.errors import OstinatoError
 
-FinishReason: TypeAlias = Literal["stop", "length", "abort", "error"]
+FinishReason: TypeAlias = Literal["stop", "length", "abort", "timeout", "error"]
 StopReason: TypeAlias = int | str | None
 
 

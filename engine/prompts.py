@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import operator
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 from ostinato.layers.errors import ParamError
-from ostinato.sampling_params import SamplingParams
+from ostinato.sampling_params import SamplingParams, show
 from ostinato.tokenizer import Tokenizer
 
-Prompt = str | Sequence[int]
+Messages = Sequence[Mapping[str, Any]]
+Prompt = str | Sequence[int] | Messages
 Prompts = Prompt | Sequence[Prompt]
 
 
@@ -25,15 +29,23 @@ class CheckedPrompt:
 
 
 def as_list(prompts: Any) -> list[Any]:
-    """One prompt or many as a list of prompts: a str and a flat sequence of ids are one prompt."""
+    """One prompt or many as a list of prompts: a str, a flat sequence of ids and one of messages are one prompt."""
     if isinstance(prompts, str):
         return [prompts]
     if not _is_sequence(prompts):
-        raise ParamError(f"prompts: expected str, token ids, or a list of either, got {type(prompts).__name__}")
+        raise ParamError(f"prompts: expected str, token ids, messages, or a list of them, got {type(prompts).__name__}")
     items = list(prompts)
     if not items or isinstance(items[0], str) or _is_sequence(items[0]):
         return items
     return [items]
+
+
+def one_prompt(prompt: Any) -> list[Any]:
+    """One prompt, in a list; ``ParamError`` for several."""
+    items = as_list(prompt)
+    if len(items) != 1:
+        raise ParamError(f"prompt: a request takes one prompt, got {len(items)}")
+    return items
 
 
 def as_params(params: SamplingParams | Sequence[SamplingParams] | None, count: int) -> list[SamplingParams]:
@@ -50,7 +62,7 @@ def as_params(params: SamplingParams | Sequence[SamplingParams] | None, count: i
 
 
 def check_prompt(prompt: Any, tokenizer: Tokenizer | None, vocab_size: int) -> CheckedPrompt:
-    """Tokenise text; check ids against ``[0, vocab_size)``. ``ParamError`` names what is wrong, with its place."""
+    """Tokenise text, render messages, check ids against ``[0, vocab_size)``. ``ParamError`` names what is wrong."""
     if isinstance(prompt, str):
         if tokenizer is None:
             raise ParamError("prompt: this checkpoint has no tokenizer; pass token ids")
@@ -60,10 +72,46 @@ def check_prompt(prompt: Any, tokenizer: Tokenizer | None, vocab_size: int) -> C
         return CheckedPrompt(prompt, _check_range(token_ids, vocab_size))
     if not _is_sequence(prompt):
         raise ParamError(f"prompt: expected str or token ids, got {type(prompt).__name__}")
+    if len(prompt) and isinstance(prompt[0], Mapping):
+        return CheckedPrompt(None, _check_range(_render(prompt, tokenizer), vocab_size))
     token_ids = [_as_id(item, place) for place, item in enumerate(prompt)]
     if not token_ids:
         raise ParamError("prompt: no tokens")
     return CheckedPrompt(None, _check_range(token_ids, vocab_size))
+
+
+def check_priority(priority: Any) -> int:
+    """An integer, lower goes first; ``ParamError``."""
+    if not isinstance(priority, bool):
+        with contextlib.suppress(TypeError):
+            return operator.index(priority)
+    raise ParamError(f"priority: expected an integer (lower goes first), got {show(priority)}")
+
+
+def ends_at(deadline: Any) -> float:
+    """When a request ends that has ``deadline`` seconds from now, by ``time.monotonic``; infinity without one."""
+    if deadline is None:
+        return math.inf
+    seconds = math.nan
+    if isinstance(deadline, Real) and not isinstance(deadline, bool):
+        with contextlib.suppress(OverflowError):
+            seconds = float(deadline)
+    if not 0 < seconds < math.inf:
+        raise ParamError(f"deadline: expected seconds from now, more than 0 and finite, got {show(deadline)}")
+    return time.monotonic() + seconds
+
+
+def as_messages(conversation: Any) -> Any:
+    """What ``chat`` was given: a str is one message of the user; messages, and the ids of a rendered prompt, stay."""
+    return [{"role": "user", "content": conversation}] if isinstance(conversation, str) else conversation
+
+
+def _render(messages: Messages, tokenizer: Tokenizer | None) -> list[int]:
+    """The ids of a conversation, by the checkpoint's own template."""
+    if tokenizer is None:
+        raise ParamError("chat: this checkpoint has no tokenizer")
+    text = tokenizer.render_chat(messages, add_generation_prompt=True)
+    return tokenizer.encode(text, add_special_tokens=False)
 
 
 def _is_sequence(value: Any) -> bool:

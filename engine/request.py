@@ -21,6 +21,7 @@ so the KV of the last token of all is never needed (a step in flight when the re
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, NamedTuple
@@ -63,11 +64,13 @@ class Request:
     the ``leader`` of the others, its ``followers``, which share its prompt's blocks once it has computed them.
     """
 
-    request_id: int
+    request_id: int  # in order of arrival
     prompt_token_ids: list[int]  # never changed
     params: SamplingParams
     seed: int = 0  # resolved: 0 <= seed < 2**64
     eos_token_ids: frozenset[int] = frozenset()
+    priority: int = 0  # lower goes first
+    deadline: float = math.inf  # seconds of time.monotonic(), when it ends wherever it is
     mask: TokenMask | None = None
     leader: Request | None = None
 
@@ -106,6 +109,10 @@ class Request:
         self.num_computed_tokens = self.num_scheduled_tokens = self.num_pending = 0
         self.block_ids = []
         self.row_slot = self.admission = -1
+
+    def rank(self) -> tuple[int, int]:
+        """Its place in line, lower first: priority, then arrival."""
+        return self.priority, self.request_id
 
     @property
     def num_tokens(self) -> int:

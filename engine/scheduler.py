@@ -2,7 +2,7 @@
 
 Owns the waiting and running requests, their blocks (through `BlockPool`) and their row slots; the only writer of a
 `Request`. Knows integers only: no tensor, no model, no text. Stop strings are found elsewhere and arrive by `finish`.
-Not thread-safe: the engine calls it under one lock.
+Not thread-safe: the engine's thread alone calls it, but for `check_fits`.
 
 One idea: there is no prefill and no decode. A request has tokens it has not computed; `next_step` gives each running
 request some of them within a budget, and `commit` takes note that they were computed. A step that failed is dropped by
@@ -15,21 +15,24 @@ launch, so whoever gets its blocks or its slot writes them later. A request that
 ``max_length`` gets no further row. Where what a request may draw depends on a token in flight, or somebody would have
 to be preempted, `next_step` returns None, and after the `commit` of what is in flight the next call sees what is left.
 
-* ``running`` followed by ``waiting`` is in order of submission: who is preempted returns to the front of ``waiting``.
+* ``running`` and ``waiting`` are each in order of rank: priority, then arrival (`Request.rank`). Whoever is first in
+  line is admitted first; nobody is preempted for somebody who waits. Where all priorities are equal, ``running``
+  followed by ``waiting`` is in order of arrival. Below, "first" and "last" are by rank.
 * A running request holds blocks for all tokens it has, taken at admission; it asks for another one only where a new
-  token crosses a block boundary, and then the newest request gives way: the oldest always progresses.
+  token crosses a block boundary, and then the last request gives way: the first always progresses.
 * With a ``window`` it holds the blocks of ``[c - window + 1, c + n)`` only, c tokens computed and n given. It takes
   them as it is given tokens, at least one and as many as there are blocks for; `commit` gives back those left behind.
 * A request is admitted into what the budget leaves once all others are served, and the budget is at least one token
-  for each: so at most the newest has a chunk cut short, and every running request has a row in every step, but for
-  those that end in flight. (If blocks cut it short then none is left to admit another.) Only when steps in flight were
-  dropped may older requests leave nothing for the newest, for some steps.
+  for each: so at most the one admitted last has a chunk cut short, and every running request has a row in every step,
+  but for those that end in flight. (If blocks cut it short then none is left to admit another.) Only when steps in
+  flight were dropped may some leave nothing for others, for some steps.
 * A request is taken only if it fits into the empty pool, so the first in line is admitted once nothing runs. One that
   follows another of the same prompt waits until that one has computed it, and so do those behind.
 """
 
 from __future__ import annotations
 
+from bisect import insort_left, insort_right
 from collections import deque
 from collections.abc import Sequence
 
@@ -71,8 +74,8 @@ class Scheduler:
         self.max_in_flight = max_in_flight
         self.num_preemptions = 0
         self.num_held_back = 0  # launches that waited for tokens on which the next ones depend
-        self.waiting: deque[Request] = deque()
-        self.running: list[Request] = []  # oldest first
+        self.waiting: list[Request] = []  # first in line first
+        self.running: list[Request] = []  # the one that gives way last first
         self._free_slots = list(range(max_num_seqs - 1, -1, -1))  # a stack
         self._num_admissions = 0
         self._handed_out: Step | None = None  # neither launched nor committed yet
@@ -95,7 +98,15 @@ class Scheduler:
         return bool(self.running or self.waiting)
 
     def add(self, request: Request) -> None:
-        """Queue a request. Raises ParamError, PromptTooLong or OutOfBlocks if it can never run, and keeps nothing."""
+        """Queue a request behind those of its priority; raises as `check_fits` does, and keeps nothing then."""
+        self.check_fits(request)
+        insort_right(self.waiting, request, key=Request.rank)
+
+    def check_fits(self, request: Request) -> None:
+        """Raise ParamError, PromptTooLong or OutOfBlocks if it can never run; lower its ``max_length`` to the model's.
+
+        Any thread may call it: it reads what never changes.
+        """
         num_prompt_tokens, limit = request.num_prompt_tokens, self.max_model_len
         if num_prompt_tokens == 0:
             raise ParamError("the prompt has no tokens")
@@ -110,7 +121,6 @@ class Scheduler:
             tokens = f"{max_length:,} tokens" + (f", seen {self.window:,} at a time," if self.window else "")
             raise OutOfBlocks(f"{tokens} need {needed:,} KV blocks; the cache has {size}")
         request.max_length = max_length
-        self.waiting.append(request)
 
     # A step: blocks for what runs, then rows, then whoever is next in line.
 
@@ -134,6 +144,7 @@ class Scheduler:
             if not request.num_pending or not self._ends_in_flight(request):
                 remaining = len(request.token_ids) + request.num_pending - request.num_scheduled_tokens
                 (decodes if remaining == 1 else chunks).append(request)
+        chunks.sort(key=_admission)  # who was begun first goes on first
         if self.waiting:
             self._admit_within_budget(decodes, chunks)
         self._handed_out = self._make_step(decodes, chunks) if decodes or chunks else None
@@ -173,7 +184,7 @@ class Scheduler:
         return request.num_pending > 0 and request.num_tokens >= request.max_length
 
     def _extend_tables(self) -> bool:
-        """A block for every token that crosses a boundary, oldest request first; the newest gives way.
+        """A block for every token that crosses a boundary, in order of rank; the last gives way.
 
         Whoever gave way left fewer blocks than it would need, so it does not come back in the same step. False if
         somebody would have to give way while steps are in flight.
@@ -190,29 +201,32 @@ class Scheduler:
         return True
 
     def _extend_windows(self) -> bool:
-        """The same under a window: a block for each request's next token, then for its others as far as there are any.
+        """The same under a window: a block for each request's next token, then for chunks as far as there are any.
 
-        Only the newest has a chunk to go on with. Alone, it finds a block: `add` saw to that.
+        Alone, a request finds a block: `check_fits` saw to that. Chunks get what the rows of one token leave.
         """
-        size, budget = self.pool.block_size, self.max_num_batched_tokens
-        for request in self.running:
-            if self._ends_in_flight(request):
-                continue
-            if request.num_tokens > len(request.block_ids) * size:
-                missing = blocks_for(request.num_scheduled_tokens + 1, size) - len(request.block_ids)
+        for request in self.running:  # may shrink from its end, as above
+            missing = self._blocks_for(request.num_scheduled_tokens + 1) - len(request.block_ids)
+            if missing > 0 and not self._ends_in_flight(request):
                 if not self._make_room(request, missing):
                     return False
                 if request.status is RUNNING:
-                    self._take_blocks(request, budget)
-            budget -= request.num_tokens - request.num_scheduled_tokens
+                    request.block_ids += self.pool.allocate(missing)
+        left = [r.num_tokens - r.num_scheduled_tokens for r in self.running if not self._ends_in_flight(r)]
+        budget = self.max_num_batched_tokens - left.count(1)
+        for request in sorted(self.running, key=_admission):
+            count = request.num_tokens - request.num_scheduled_tokens
+            if count > 1 and budget > 0:
+                self._take_blocks(request, budget)
+                budget -= count
         return True
 
     def _make_room(self, request: Request, missing: int) -> bool:
-        """Preempt the newest until ``missing`` blocks are there or ``request`` gave way; False: steps are in flight."""
+        """Preempt the last until ``missing`` blocks are there or ``request`` gave way; False: steps are in flight."""
         while missing > self.pool.num_available and request.status is RUNNING:
             if self.in_flight:
                 return False
-            self._preempt_newest()
+            self._preempt_last()
         return True
 
     def _take_blocks(self, request: Request, budget: int) -> None:
@@ -232,7 +246,7 @@ class Scheduler:
             request = self.waiting[0]
             if self._awaits_prompt(request) or not self._admit(request, budget):
                 break
-            self.waiting.popleft()
+            self.waiting.pop(0)
             num_tokens = len(request.token_ids) - request.num_computed_tokens
             (decodes if num_tokens == 1 else chunks).append(request)
             budget -= num_tokens
@@ -294,20 +308,21 @@ class Scheduler:
         request.admission = self._num_admissions
         request.status = RUNNING
         self._num_admissions += 1
-        self.running.append(request)
+        insort_right(self.running, request, key=Request.rank)
         return True
 
     def preempt_all(self) -> None:
         """Every running request back to waiting, in order, with nothing in flight: their blocks are about to go."""
         while self.running:
-            self._preempt_newest()
+            self._preempt_last()
 
-    def _preempt_newest(self) -> None:
+    def _preempt_last(self) -> None:
+        """Whoever has the lowest priority, the youngest of them, waits again, ahead of all that are no better."""
         request = self.running[-1]
         self._give_back(request)
         request.status = RequestStatus.WAITING
         self.num_preemptions += 1
-        self.waiting.appendleft(request)
+        insort_left(self.waiting, request, key=Request.rank)
 
     def _give_back(self, request: Request) -> None:
         """Blocks and row slot of a running request; its tokens and digests stay."""
@@ -438,3 +453,7 @@ class Scheduler:
         self.pool.check(request.block_ids for request in self.running)
         for problem in problems(self, self._free_slots, self._handed_out):
             raise RuntimeError(f"scheduler: {problem}")
+
+
+def _admission(request: Request) -> int:
+    return request.admission

@@ -21,8 +21,12 @@ def problems(scheduler: Scheduler, free_slots: Sequence[int], handed_out: Step |
     if sorted(slots) != list(range(scheduler.max_num_seqs)):
         yield f"row slots in use and free are {slots}"
     admissions = [request.admission for request in scheduler.running]
-    if admissions != sorted(set(admissions)):
-        yield f"admissions of the running requests, oldest first, are {admissions}"
+    if len({*admissions}) != len(admissions):
+        yield f"admissions of the running requests are {admissions}"
+    for line in (scheduler.running, scheduler.waiting):
+        ranks = [request.rank() for request in line]
+        if ranks != sorted(ranks):
+            yield f"ranks (priority, number) are {ranks} where they should be in order"
     for request in scheduler.running:
         yield from (f"{problem}: {request}" for problem in _of_running(scheduler, request))
     for request in scheduler.waiting:

@@ -16,6 +16,10 @@ class ParamError(OstinatoError, ValueError):
     """A request is malformed: a sampling parameter, a prompt, a token id."""
 
 
+class QueueFull(OstinatoError):
+    """As many requests wait as ``max_waiting`` allows: try again later (HTTP 429)."""
+
+
 class PromptTooLong(ParamError):
     """The prompt leaves no room for one generated token within ``max_model_len``."""
 

@@ -5,8 +5,11 @@ from __future__ import annotations
 import dataclasses
 import functools
 import random
+import signal
 import tempfile
-from collections.abc import Iterator, Sequence
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -80,13 +83,63 @@ def checked(llm: LLM) -> LLM:
     return llm
 
 
+def paced(llm: LLM) -> threading.Semaphore:
+    """From now on the engine runs as many steps as the semaphore is released; whatever else is asked it serves."""
+    step, allowed = llm._core.step, threading.Semaphore(0)
+
+    def step_if_allowed() -> None:
+        if allowed.acquire(timeout=0.002):
+            step()
+
+    llm._core.step = step_if_allowed  # type: ignore[method-assign]
+    return allowed
+
+
+@contextmanager
+def held(llm: LLM) -> Iterator[None]:
+    """Within, the engine's thread stands between two steps: what is submitted meanwhile begins together."""
+    standing, leave = threading.Event(), threading.Event()
+
+    def stand() -> None:
+        standing.set()
+        leave.wait()
+
+    with llm._engine._lock:
+        llm._engine._post(stand)
+    standing.wait()
+    try:
+        yield
+    finally:
+        leave.set()
+
+
+@contextmanager
+def ctrl_c_when(condition: Callable[[], bool]) -> Iterator[None]:
+    """A SIGINT for the main thread once ``condition`` holds: KeyboardInterrupt, whatever the process does with it."""
+    latest = time.monotonic() + 60
+
+    def strike() -> None:
+        while not condition() and time.monotonic() < latest:
+            pass
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    striker = threading.Thread(target=strike)
+    striker.start()
+    try:
+        yield
+    finally:
+        striker.join()
+        signal.signal(signal.SIGINT, before)
+
+
 def preempt_before_each_step(llm: LLM) -> None:
     """Let the newest running request give way before each step, unless it is alone."""
     step = llm._core.step
 
     def preempt_and_step() -> None:
         if llm._core.scheduler.num_running > 1:
-            llm._core.scheduler._preempt_newest()
+            llm._core.scheduler._preempt_last()
         step()
 
     llm._core.step = preempt_and_step  # type: ignore[method-assign]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import linecache
 import os
 import random
 import shutil
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,18 @@ import numpy as np
 import pytest
 import torch
 
-from engines import GREEDY, checked, checkpoint, engine, prompts, reference_tokens, token_ids
+from engines import (
+    GREEDY,
+    checked,
+    checkpoint,
+    ctrl_c_when,
+    engine,
+    held,
+    paced,
+    prompts,
+    reference_tokens,
+    token_ids,
+)
 from ostinato import LLM, SamplingParams
 from ostinato.errors import (
     ConfigError,
@@ -150,7 +163,9 @@ def test_stop_strings_never_leak_into_a_stream(demo: LLM) -> None:
 
 @pytest.mark.parametrize("how", ["close", "drop", "with"])
 def test_a_stream_that_ends_early_is_cancelled_at_once(llm: LLM, how: str) -> None:
+    pace = paced(llm)
     stream = llm.stream([1, 2, 3], SamplingParams(max_tokens=100))
+    pace.release()
     next(stream)
     assert llm.stats().requests_running == 1
     if how == "close":
@@ -244,15 +259,16 @@ def test_non_finite_logits_end_that_request_alone() -> None:
 
 
 def test_a_fault_in_a_step_is_raised_and_the_next_request_works(llm: LLM) -> None:
-    stream = llm.stream([1, 2, 3], GREEDY)
-    next(stream)
     launch = llm._core.runner.launch
-    llm._core.runner.launch = broken  # type: ignore[method-assign]
-    with pytest.raises(OstinatoError, match="a step of 2 requests failed: ZeroDivisionError: injected"):
+    with held(llm):
+        stream, handle = llm.stream([1, 2, 3], GREEDY), llm.submit([6], GREEDY)
+        llm._core.runner.launch = broken  # type: ignore[method-assign]
+    for wait in (handle.result, lambda: list(stream)):
+        with pytest.raises(OstinatoError, match="a step of 2 requests failed: ZeroDivisionError: injected"):
+            wait()
+    with pytest.raises(OstinatoError, match="a step of 1 requests failed: ZeroDivisionError: injected"):
         llm.generate([4, 5], GREEDY)
     llm._core.runner.launch = launch  # type: ignore[method-assign]
-    with pytest.raises(OstinatoError, match="injected"):
-        list(stream)
     assert llm.stats().blocks_used == 0
     assert token_ids(llm.generate([4, 5], GREEDY)) == [reference_tokens("qwen3", [4, 5], 24)]
 
@@ -262,33 +278,45 @@ def broken(step: object) -> Any:
 
 
 def test_ctrl_c_in_a_batch_leaves_other_requests_intact(llm: LLM) -> None:
+    pace = paced(llm)
     stream = llm.stream([1, 2, 3], GREEDY)
+    pace.release()
     got = next(stream).token_ids
-    launch = llm._core.runner.launch
-
-    def interrupted(step: Any) -> Any:
-        launch(step)
-        raise KeyboardInterrupt
-
-    llm._core.runner.launch = interrupted  # type: ignore[method-assign]
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt), ctrl_c_when(lambda: llm.stats().requests_waiting == 2):
         llm.generate([[4, 5], [6]], GREEDY)
-    llm._core.runner.launch = launch  # type: ignore[method-assign]
-    assert llm.stats().requests_running == 1
+    assert (llm.stats().requests_running, llm.stats().requests_waiting) == (1, 0)
+    pace.release(100)
     got += [token for delta in stream for token in delta.token_ids]
     assert got == reference_tokens("qwen3", [1, 2, 3], 24)
 
 
+@pytest.mark.parametrize("wait", ["stream", "result"])
+def test_ctrl_c_ends_the_wait_at_once_and_a_stream_with_it(llm: LLM, wait: str) -> None:
+    paced(llm)  # no step will ever run
+    handle = llm.stream([1, 2, 3], GREEDY)
+
+    def waits() -> bool:
+        frame = sys._current_frames()[threading.main_thread().ident or 0]
+        return {"_next", "result"} & {frame.f_code.co_name for frame, _ in traceback.walk_stack(frame)} != set()
+
+    with pytest.raises(KeyboardInterrupt), ctrl_c_when(waits):
+        next(handle) if wait == "stream" else handle.result()
+    assert llm.stats().requests_waiting == (0 if wait == "stream" else 1)
+    handle.close()
+    assert llm.stats().requests_waiting == 0
+
+
 @pytest.mark.parametrize("seed", range(6))
 def test_interrupts_anywhere_cost_others_nothing(llm: LLM, seed: int) -> None:
-    """Ctrl-C strikes between any two lines of the engine's own bookkeeping, again and again."""
+    """An interrupt strikes between any two lines of the engine's own bookkeeping, again and again."""
     draw = random.Random(seed)
-    remaining, strikes = [0], 0
+    remaining, strikes = [0], [0]
 
     def strike(frame: Any, event: str, _: Any) -> Any:
-        if event == "line" and frame.f_code.co_filename.endswith(("scheduler.py", "block_pool.py", "llm.py")):
+        if event == "line" and frame.f_code.co_filename.endswith(("scheduler.py", "block_pool.py")):
             remaining[0] -= 1
             if remaining[0] == 0:
+                strikes[0] += 1
                 raise KeyboardInterrupt
         return strike
 
@@ -307,24 +335,60 @@ def test_interrupts_anywhere_cost_others_nothing(llm: LLM, seed: int) -> None:
                 sys.settrace(None)
 
         llm._core.step = step_traced  # type: ignore[method-assign]
-        try:
-            llm.generate([[1, 2, 3], [4, 5]], SamplingParams(temperature=0, max_tokens=4))
-        except KeyboardInterrupt:
-            strikes += 1
+        outputs = llm.generate([[1, 2, 3], [4, 5]], SamplingParams(temperature=0, max_tokens=4))
         llm._core.step = step  # type: ignore[method-assign]
+        assert token_ids(outputs) == [reference_tokens("qwen3", prompt, 4) for prompt in ([1, 2, 3], [4, 5])]
         got += [token for delta in stream for token in delta.token_ids]
         assert got == reference_tokens("qwen3", prompt, 24)
-    assert strikes > 5
+    assert strikes[0] > 5
     stats = llm.stats()
     assert (stats.requests_running, stats.requests_waiting, stats.blocks_used) == (0, 0, 0)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_ctrl_c_anywhere_in_a_callers_own_code_leaves_nothing_behind(llm: LLM, seed: int) -> None:
+    """It strikes between any two lines of what the calling thread runs, from the submission to the output.
+
+    But not as a ``with`` takes or releases a lock, where no signal is looked for.
+    """
+    draw, remaining, strikes = random.Random(seed), [0], 0
+    files = ("llm.py", "handle.py", "engine_thread.py", "ticket.py", "submission.py", "prompts.py")
+
+    def strike(frame: Any, event: str, _: Any) -> Any:
+        locks = linecache.getline(frame.f_code.co_filename, frame.f_lineno).lstrip().startswith("with ")
+        if event == "line" and frame.f_code.co_filename.endswith(files) and not locks:
+            remaining[0] -= 1
+            if remaining[0] == 0:
+                raise KeyboardInterrupt
+        return strike
+
+    for turn in range(40):
+        remaining[0] = draw.randint(1, 120)
+        sys.settrace(strike)
+        try:
+            if turn % 2:
+                llm.generate([[1, 2, 3], [4, 5]], SamplingParams(temperature=0, max_tokens=4))
+            else:
+                with llm.stream([1, 2, 3], GREEDY) as stream:
+                    next(stream)
+        except KeyboardInterrupt as interrupt:
+            strikes += 1
+            interrupt.__traceback__ = None  # it holds what the frames hold
+        finally:
+            sys.settrace(None)
+        stream = None
+        stats = llm.stats()
+        assert (stats.requests_running, stats.requests_waiting, stats.blocks_used) == (0, 0, 0)
+    assert strikes > 10
+    assert token_ids(llm.generate([4, 5], GREEDY)) == [reference_tokens("qwen3", [4, 5], 24)]
 
 
 def test_a_text_that_cannot_be_made_ends_its_request_alone(demo: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
     params = SamplingParams(temperature=0, max_tokens=6)
     (want,) = token_ids(demo.generate("import os", params))
-    stream = demo.stream("def f(", params)
-    processor = demo._core._processors[stream._request.request_id]
-    monkeypatch.setattr(processor, "push", broken)
+    with held(demo):
+        stream = demo.stream("def f(", params)
+        monkeypatch.setattr(stream.ticket.processor, "push", broken)
     assert token_ids(demo.generate("import os", params)) == [want]
     with pytest.raises(OstinatoError, match="its text could not be made"):
         list(stream)
@@ -332,13 +396,16 @@ def test_a_text_that_cannot_be_made_ends_its_request_alone(demo: LLM, monkeypatc
 
 def test_a_waiting_stream_leaves_others_their_turns() -> None:
     with engine("qwen3", max_num_seqs=1) as llm:
+        pace = paced(llm)
         first = llm.stream([1, 2], SamplingParams(temperature=0, max_tokens=100))
+        pace.release()
         next(first)
         second = llm.stream([3], GREEDY)
         waiting = threading.Thread(target=lambda: next(second))
         waiting.start()
-        assert llm.stats().requests_waiting <= 1  # the lock is free between steps
+        assert (llm.stats().requests_running, llm.stats().requests_waiting) == (1, 1)
         first.close()
+        pace.release(200)
         waiting.join(timeout=20)
         assert not waiting.is_alive()
 

@@ -805,7 +805,8 @@ def test_a_failed_step_ends_its_requests_with_the_cause_and_nobody_else() -> Non
         ("scheduler._free_slots.clear()", "row slots"),
         ("scheduler._free_slots.append(0)", "row slots"),
         ("first.row_slot = 1", "row slots"),
-        ("scheduler.running.reverse()", "admissions"),
+        ("scheduler.running.reverse()", "ranks"),
+        ("second.admission = first.admission", "admissions"),
         ("first.admission = second.admission", "admissions"),
         ("first.status = WAITING", "not running"),
         ("first.num_computed_tokens = len(first.token_ids)", "computed < tokens"),
@@ -847,3 +848,68 @@ def test_a_request_describes_itself() -> None:
     request = add(scheduler, tokens(0, 5), 3)
     run(scheduler)
     assert repr(request) == "<Request 3 running: 5+1 tokens, 5 computed, blocks [1, 2]>"
+
+
+# Priorities: the lower number goes first, the last in line gives way.
+
+
+def ranked(scheduler: Scheduler, *priorities: int) -> list[Request]:
+    """A request of four tokens for each priority, in that order of arrival."""
+    requests = []
+    for number, priority in enumerate(priorities):
+        params = SamplingParams(max_tokens=8, ignore_eos=True)
+        requests.append(Request(number, tokens(20 * number, 4), params, priority=priority))
+        scheduler.add(requests[-1])
+        scheduler.check()
+    return requests
+
+
+def test_the_lower_number_is_admitted_first_and_equals_in_order_of_arrival() -> None:
+    scheduler = make(seqs=2)
+    ranked(scheduler, 3, 0, 3, -1, 0)
+    assert [request.request_id for request in scheduler.waiting] == [3, 1, 4, 0, 2]
+    assert [row[0] for row in rows(run(scheduler))] == [3, 1]
+
+
+def test_nobody_is_preempted_for_somebody_who_waits() -> None:
+    scheduler = make(seqs=1)
+    (low,) = ranked(scheduler, 5)
+    run(scheduler)
+    urgent = Request(9, [1, 2], SamplingParams(max_tokens=8), priority=-5)
+    scheduler.add(urgent)
+    assert rows(run(scheduler)) == [(0, 4, 1)]
+    assert (low.status, urgent.status, scheduler.num_preemptions) == (RUNNING, WAITING, 0)
+
+
+def test_the_lowest_priority_gives_way_the_youngest_of_them_first() -> None:
+    scheduler = make(blocks=4)
+    requests = ranked(scheduler, 1, 1, 0, 0)
+    run(scheduler)  # a block each; each needs a second one now
+    assert [row[0] for row in rows(run(scheduler))] == [2, 3]
+    assert [request.status for request in requests] == [WAITING, WAITING, RUNNING, RUNNING]
+    assert scheduler.waiting == requests[:2]
+    assert scheduler.num_preemptions == 2
+
+
+def test_a_request_admitted_late_runs_before_those_of_lower_priority() -> None:
+    scheduler = make(blocks=4, seqs=3)
+    low, other = ranked(scheduler, 1, 1)
+    run(scheduler)
+    urgent = Request(9, tokens(80, 4), SamplingParams(max_tokens=8), priority=0)
+    scheduler.add(urgent)
+    run(scheduler)  # two blocks for each of the first, none is left for the urgent one
+    assert (low.status, other.status, urgent.status) == (RUNNING, RUNNING, WAITING)
+    scheduler.finish(other, "abort")
+    run(scheduler)
+    assert scheduler.running == [urgent, low]
+
+
+def test_under_a_window_a_long_prompt_of_high_priority_leaves_the_others_their_row() -> None:
+    scheduler = make(blocks=12, window=6, budget=6)
+    (low,) = ranked(scheduler, 1)
+    run(scheduler)
+    urgent = Request(9, tokens(20, 20), SamplingParams(max_tokens=4, ignore_eos=True), priority=0)
+    scheduler.add(urgent)
+    steps = [rows(run(scheduler)) for _ in range(5)]
+    assert steps == [[(0, 4 + n, 1), (9, 5 * n, 5)] for n in range(4)] + [[(9, 20, 1), (0, 8, 1)]]
+    assert (low.num_generated, urgent.num_generated) == (6, 2)

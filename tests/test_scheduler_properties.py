@@ -136,12 +136,13 @@ class Machine:
         self.interrupted: set[Request] = set()  # aborted, or in a failed step
         self.registered: dict[int, tuple[bytes, list[int]]] = {}
         self.submitted = 0
+        self.mixed = 0.0  # how often a request of a long run may have a priority of its own
         self.longer_than_the_cache = 0  # requests that ended so
 
     # Operations.
 
-    def submit(self, prompt: list[int], params: SamplingParams) -> None:
-        request = Request(self.submitted, prompt, params, eos_token_ids=frozenset([EOS]))
+    def submit(self, prompt: list[int], params: SamplingParams, priority: int = 0) -> None:
+        request = Request(self.submitted, prompt, params, eos_token_ids=frozenset([EOS]), priority=priority)
         self.submitted += 1
         computed = min(len(prompt) + params.max_tokens, self.limits.max_model_len) - 1
         try:
@@ -268,8 +269,8 @@ class Machine:
         absent = [request for request in going_on if request not in step.requests]
         assert set(step.requests) <= set(going_on)
         chunks = [request for request in going_on if request.num_tokens - request.num_scheduled_tokens > 1]
-        newest = chunks[len(chunks) - len(absent) :]
-        assert absent == (newest if self.dropped else []), "everybody progresses, the oldest first"
+        newest = sorted(chunks, key=lambda request: request.admission)[len(chunks) - len(absent) :]
+        assert {*absent} == ({*newest} if self.dropped else set()), "everybody progresses, who was admitted first first"
         assert not absent or step.num_tokens == self.limits.max_num_batched_tokens
         missing = [r.num_tokens - r.num_scheduled_tokens for r in step.requests]
         assert [row for row, count in enumerate(step.counts) if count == missing[row]] == step.sample_rows
@@ -279,7 +280,8 @@ class Machine:
         pairs = zip(step.requests, step.counts, missing, strict=True)
         cut = [request for request, count, tokens in pairs if count < tokens]
         assert len(cut) < 2
-        assert self.dropped or cut in ([], self.scheduler.running[-1:]), "only the newest has a chunk cut short"
+        newest = max(self.scheduler.running, key=lambda request: request.admission)
+        assert self.dropped or cut in ([], [newest]), "only the one admitted last has a chunk cut short"
         self.check_needed(step)
 
     def check_needed(self, step: Step) -> None:
@@ -309,8 +311,10 @@ class Machine:
     def check(self) -> None:
         self.scheduler.check()
         self.check_null_cells()
-        line = [request.request_id for request in [*self.scheduler.running, *self.scheduler.waiting]]
-        assert line == sorted(line), "running, then waiting, is in order of submission"
+        running, waiting = ([(r.priority, r.request_id) for r in line] for line in self.lines())
+        assert (running, waiting) == (sorted(running), sorted(waiting)), "by priority, then in order of submission"
+        if len({priority for priority, _ in running + waiting}) == 1:
+            assert running + waiting == sorted(running + waiting), "equals are admitted in order of submission"
         self.check_registered()
         for request in [request for request in self.live if request.status is RequestStatus.FINISHED]:
             self.live.remove(request)
@@ -318,6 +322,9 @@ class Machine:
             self.check_ended(request)
             usable = (self.limits.num_blocks - 1) * self.limits.block_size
             self.longer_than_the_cache += len(request.token_ids) - 1 > usable and request.finish_reason == "length"
+
+    def lines(self) -> tuple[list[Request], list[Request]]:
+        return self.scheduler.running, self.scheduler.waiting
 
     def check_registered(self) -> None:
         """A block in the index never changes."""
@@ -377,10 +384,10 @@ outcomes = st.sampled_from(["executed"] * 6 + ["dropped", "failed"])
 
 
 class Operations(RuleBasedStateMachine):
-    @rule(prompt=prompts, params=params, copies=st.integers(1, 3))
-    def submit(self, prompt: list[int], params: SamplingParams, copies: int) -> None:
+    @rule(prompt=prompts, params=params, copies=st.integers(1, 3), priority=st.sampled_from([0, 0, 0, -1, 1, 2]))
+    def submit(self, prompt: list[int], params: SamplingParams, copies: int, priority: int) -> None:
         for _ in range(copies):
-            self.machine.submit(prompt, params)
+            self.machine.submit(prompt, params, priority)
 
     @rule(choice=st.integers(0, 40))
     def abort(self, choice: int) -> None:
@@ -469,7 +476,8 @@ def random_operation(machine: Machine, rng: random.Random, salts: list[str | Non
     kind = rng.random()
     if kind < 0.2 and machine.scheduler.num_waiting < 8:
         tail = [rng.randrange(VOCABULARY) for _ in range(rng.randint(0, 3))]
-        machine.submit(rng.choice(BASES)[: rng.randint(1, 20)] + tail, random_params(rng, salts))
+        priority = rng.choice([0, 0, 0, -1, 5]) if rng.random() < machine.mixed else 0
+        machine.submit(rng.choice(BASES)[: rng.randint(1, 20)] + tail, random_params(rng, salts), priority)
     elif kind < 0.22:
         machine.abort(rng.randrange(40))
     elif kind < 0.221:
@@ -494,6 +502,7 @@ def test_a_long_random_run(seed: int) -> None:
     rng = random.Random(seed)
     seqs, size, tokens = rng.randint(3, 5), rng.randint(1, 4), rng.randint(32, 48)
     machine = Machine(Limits(1 + tokens // size, size, seqs, rng.randint(seqs, 16), max_in_flight=1 + seed % 2))
+    machine.mixed = rng.choice([0.0, 0.3, 1.0])
     for _ in range(125_000 if SOAK else 8_000):
         random_operation(machine, rng)
         machine.check()
@@ -514,6 +523,7 @@ def test_a_long_random_run_under_a_window(seed: int) -> None:
     num_blocks = 1 + rng.randint(least, 2 * least - 1)
     budget, ahead = rng.randint(seqs, 16), 1 + seed % 2
     machine = Machine(Limits(num_blocks, size, seqs, budget, max_model_len=48, window=window, max_in_flight=ahead))
+    machine.mixed = rng.choice([0.0, 0.3, 1.0])
     for _ in range(125_000 if SOAK else 6_000):
         random_operation(machine, rng)
         machine.check()

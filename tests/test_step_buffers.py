@@ -247,7 +247,7 @@ def live(machine: Machine, draw: random.Random, operations: int) -> dict[str, in
         elif choice < 0.18 and scheduler.running:
             scheduler.finish(draw.choice(scheduler.running), "abort")
         elif choice < 0.22 and scheduler.num_running > 1:
-            scheduler._preempt_newest()
+            scheduler._preempt_last()
         elif scheduler.has_work:
             if draw.random() < 0.06:
                 machine.drop()
@@ -332,7 +332,7 @@ def test_a_preempted_request_starts_over_from_its_own_tokens() -> None:
     second = machine.add([4, 5, 6], max_tokens=9)
     for _ in range(3):
         machine.run([7, 8])
-    machine.scheduler._preempt_newest()
+    machine.scheduler._preempt_last()
     machine.run()  # readmitted in the same step: all six tokens again, from the host
     assert machine.scheduler.num_preemptions == 1
     assert second.num_computed_tokens == 6
