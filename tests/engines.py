@@ -73,13 +73,13 @@ def token_ids(outputs: Sequence[Any]) -> list[list[int]]:
 
 def checked(llm: LLM) -> LLM:
     """The engine, with every invariant of its scheduler and block pool checked after each step."""
-    step = llm._core.step
+    core, step = llm._core, llm._core.step  # not the LLM: the engine must not lead to it
 
     def step_and_check() -> None:
         step()
-        llm._core.scheduler.check()
+        core.scheduler.check()
 
-    llm._core.step = step_and_check  # type: ignore[method-assign]
+    core.step = step_and_check  # type: ignore[method-assign]
     return llm
 
 
