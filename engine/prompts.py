@@ -12,7 +12,8 @@ from numbers import Real
 from typing import Any
 
 from ostinato.layers.errors import ParamError
-from ostinato.sampling_params import SamplingParams, show
+from ostinato.param_checks import show
+from ostinato.sampling_params import SamplingParams
 from ostinato.tokenizer import Tokenizer
 
 Messages = Sequence[Mapping[str, Any]]

@@ -69,10 +69,10 @@ class Request:
     params: SamplingParams
     seed: int = 0  # resolved: 0 <= seed < 2**64
     eos_token_ids: frozenset[int] = frozenset()
-    priority: int = 0  # lower goes first
-    deadline: float = math.inf  # seconds of time.monotonic(), when it ends wherever it is
     mask: TokenMask | None = None
     leader: Request | None = None
+    priority: int = 0  # lower goes first
+    deadline: float = math.inf  # seconds of time.monotonic(), when it ends wherever it is
 
     num_prompt_tokens: int = field(init=False)
     max_length: int = field(init=False)

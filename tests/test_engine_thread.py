@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from engines import GREEDY, checkpoint, engine, held, paced, reference_tokens, token_ids
-from ostinato import LLM, AsyncLLM, SamplingParams
+from ostinato import AsyncLLM, SamplingParams
 from ostinato.errors import OstinatoError
 
 LONG = SamplingParams(temperature=0, max_tokens=100, ignore_eos=True)
@@ -234,7 +234,7 @@ def test_the_interpreter_exits_with_work_in_flight(work: str) -> None:
     @atexit.register
     def late(): pass
     class Last:
-        def __del__(self, os=os, monotonic=time.monotonic): os.write(1, b"quick" if monotonic() - began < 2 else b"slow")
+        def __del__(self, os=os, now=time.monotonic): os.write(1, b"quick" if now() - began < 2 else b"slow")
     sys.modules["last"] = Last()
     """
     done = run_python(textwrap.dedent(code).replace("{work}", work), 90)
