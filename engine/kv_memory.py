@@ -21,8 +21,8 @@ from ostinato.plan import Plan
 class KVMemory:
     """Pages of ``num_blocks`` blocks, the plan's or more, zeroed."""
 
-    def __init__(self, plan: Plan, num_blocks: int) -> None:
-        """``ConfigError`` where the device has less memory than when the plan was made."""
+    def __init__(self, plan: Plan, num_blocks: int, asked_by: str = "kv_cache_memory") -> None:
+        """``ConfigError``, by what asked, where the device has less memory than when the plan was made."""
         self._device = plan.device
         self._regions: list[Region] = []
         self.released = False
@@ -32,7 +32,7 @@ class KVMemory:
             )
         except torch.OutOfMemoryError as error:
             wanted = f"{format_bytes(plan.kv_cache_bytes)} on {plan.device}"
-            raise ConfigError(f"kv_cache_memory: there is no room for {wanted} any more: {error}") from error
+            raise ConfigError(f"{asked_by}: there is no room for {wanted} any more: {error}") from error
         self.num_bytes = sum(pages.nbytes for pair in self.cache for pages in pair)
 
     def release(self) -> None:

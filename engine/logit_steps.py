@@ -59,7 +59,7 @@ class LogitSteps:
         self.plan, self.stream, self.pieces = plan, stream, pieces
         self.backend, self.fallback_reason = backend
         kernels = plan.attention.backend is not AttentionBackend.TORCH
-        self._memory: KVMemory | None = KVMemory(plan, max(plan.num_blocks, MIN_BLOCKS))
+        self._memory: KVMemory | None = KVMemory(plan, max(plan.num_blocks, MIN_BLOCKS), "create_kv_cache")
         self.buffers = RowBuffers(
             config.max_num_seqs,
             config.max_num_batched_tokens,

@@ -89,7 +89,7 @@ class ModelRunner:
         with self._turn(cache) as steps:
             rows, one = rows_of(prompts)
             starts = [start] * len(rows) if isinstance(start, int) else start
-            batch = make_batch(Limits.of(steps.plan), rows, starts, [block_tables] if one else block_tables)
+            batch = make_batch(cache.limits, rows, starts, [block_tables] if one else block_tables)
             flat = one and not isinstance(logit_positions, str)
             picks = picks_of(batch, [logit_positions] if flat else logit_positions)
             config, done = self.plan.config, 0
@@ -110,7 +110,7 @@ class ModelRunner:
         """
         with self._turn(cache) as steps:
             most = self.plan.config.max_num_seqs
-            return steps.decode(make_decode_batch(Limits.of(steps.plan), token_ids, positions, block_tables, most))
+            return steps.decode(make_decode_batch(cache.limits, token_ids, positions, block_tables, most))
 
     def embed(self, prompts: Sequence[Any], pooling: Pooling = "last", normalize: bool = True) -> Tensor:
         """A vector per prompt of token ids, ``[prompts, hidden_size] float32`` on the CPU; uses no cache.

@@ -15,7 +15,7 @@ from ostinato.graphs.ambient import neutral_state
 from ostinato.layers.errors import ParamError
 from ostinato.logit_steps import LogitSteps
 from ostinato.models.decoder import KVCache
-from ostinato.row_checks import integers
+from ostinato.row_checks import Limits, integers
 
 
 class PagedCache:
@@ -32,6 +32,7 @@ class PagedCache:
         self.block_size: int = plan.block_size
         self.num_blocks: int = plan.num_blocks - 1
         self.num_bytes: int = plan.kv_cache_bytes
+        self.limits = Limits.of(plan)
         self.closed = False
 
     @property

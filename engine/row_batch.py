@@ -43,11 +43,15 @@ class RowBatch:
     @cached_property
     def row_of(self) -> Ints:
         """``[tokens]``: whose each token is."""
+        if len(self.token_ids) == len(self.counts):
+            return np.arange(len(self.counts))
         return np.repeat(np.arange(len(self.counts)), self.counts)
 
     @cached_property
     def positions(self) -> Ints:
         """``[tokens]``: each token's position in its sequence."""
+        if len(self.token_ids) == len(self.counts):
+            return self.starts
         return np.arange(len(self.token_ids)) + np.repeat(self.starts - self.firsts, self.counts)
 
 

@@ -106,24 +106,21 @@ def _checked(limits: Limits, ids: Ints, starts: Ints, counts: Ints, tables: Any)
 
 
 def _check_ids(batch: RowBatch, limits: Limits) -> None:
-    bad = (batch.token_ids < 0) | (batch.token_ids >= limits.vocab_size)
-    if bad.any():
-        index = int(bad.argmax())
+    ids = batch.token_ids
+    if len(ids) and (ids.min() < 0 or ids.max() >= limits.vocab_size):
+        index = int(((ids < 0) | (ids >= limits.vocab_size)).argmax())
         at = f"row {batch.row_of[index]}, position {batch.positions[index]:,}"
-        known = f"the model's vocabulary is 0 to {limits.vocab_size - 1:,}"
-        raise ParamError(f"{at}: token id {batch.token_ids[index]:,}; {known}")
+        raise ParamError(f"{at}: token id {ids[index]:,}; the model's vocabulary is 0 to {limits.vocab_size - 1:,}")
 
 
 def _check_lengths(batch: RowBatch, limits: Limits) -> None:
     """Positions from 0 on, up to what one sequence may have."""
-    for bad, wanted in (
-        (batch.starts < 0, "0 or more"),
-        (batch.ends > limits.max_model_len, f"below max_model_len = {limits.max_model_len:,}"),
-    ):
-        if bad.any():
-            row = int(bad.argmax())
-            positions = f"positions {batch.starts[row]:,} to {batch.ends[row] - 1:,}"
-            raise ParamError(f"row {row}: {positions}; expected positions {wanted}")
+    if not len(batch.counts) or (batch.starts.min() >= 0 and batch.ends.max() <= limits.max_model_len):
+        return
+    row = int(((batch.starts < 0) | (batch.ends > limits.max_model_len)).argmax())
+    wanted = "0 or more" if batch.starts[row] < 0 else f"below max_model_len = {limits.max_model_len:,}"
+    positions = f"positions {batch.starts[row]:,} to {batch.ends[row] - 1:,}"
+    raise ParamError(f"row {row}: {positions}; expected positions {wanted}")
 
 
 def _used_cells(batch: RowBatch, tables: Any, limits: Limits) -> list[Ints]:

@@ -388,6 +388,15 @@ def test_caches_that_cannot_be(runner: ModelRunner, arguments: dict[str, Any], m
         runner.create_kv_cache(**arguments)
 
 
+def test_memory_that_is_gone_when_it_is_taken_is_said(monkeypatch: pytest.MonkeyPatch, runner: ModelRunner) -> None:
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("ostinato.kv_memory.allocate_kv_cache", full)
+    with pytest.raises(ConfigError, match="create_kv_cache: there is no room for 93 KiB on cpu any more: CUDA out of"):
+        runner.create_kv_cache(30)
+
+
 def test_caches_by_bytes_tokens_and_blocks(runner: ModelRunner) -> None:
     by_blocks, by_tokens = runner.create_kv_cache(25), runner.create_kv_cache(memory="100 tokens")
     by_bytes = runner.create_kv_cache(memory=26 * runner.plan.block_bytes)
