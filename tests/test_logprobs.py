@@ -139,7 +139,7 @@ def test_logprobs_of_steps_in_flight_are_not_mixed_up(seed: int) -> None:
     options: dict[str, Any] = {"execution": "emulate", "max_model_len": 128, "block_size": 4, "max_num_seqs": 4}
     config = EngineConfig(folder, device="cpu", capture_sizes=[1, 4], prefill_capture_sizes=[64], debug=True, **options)
     plan = replace(config.resolve(), num_blocks=40)
-    stream = DeferredStream(seed, eagerness=0.2, emulate=seed == 0)
+    stream = DeferredStream(seed, eagerness=(0.2, 0.6, 0.7)[seed], emulate=seed == 0)
     runner = StepRunner(plan, load_decoder(plan, read_config(folder), lambda *_: None), stream)
     runner.warm_up()
     core = EngineCore(plan, runner)
