@@ -259,8 +259,8 @@ def _checked(sampling: Given) -> Given:
     """The sampling options with lists made of text; checked before anything is loaded."""
     from ostinato import SamplingParams
 
-    if "stop_token_ids" in sampling:
-        sampling = sampling | {"stop_token_ids": parse_token_ids("--stop-token-ids", sampling["stop_token_ids"])}
+    for name in sampling.keys() & {"stop_token_ids", "allowed_token_ids"}:
+        sampling = sampling | {name: parse_token_ids(f"--{name.replace('_', '-')}", sampling[name])}
     # Whether min_tokens fits is known when the checkpoint's own max_tokens is.
     SamplingParams(**{name: v for name, v in sampling.items() if name != "min_tokens" or "max_tokens" in sampling})
     return sampling

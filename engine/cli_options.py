@@ -42,15 +42,28 @@ def sampling_options(
     top_p: Annotated[float | None, typer.Option(help="Sample from the likeliest tokens that reach it.")] = None,
     min_p: Annotated[float | None, typer.Option(help="Drop tokens less likely than this part of the first.")] = None,
     seed: Annotated[int | None, typer.Option(help="The same seed gives the same tokens.")] = None,
+    repetition_penalty: Annotated[
+        float | None, typer.Option(help="Above 1: tokens seen before get unlikelier.")
+    ] = None,
+    presence_penalty: Annotated[
+        float | None, typer.Option(help="Taken from the logits of tokens in the answer.")
+    ] = None,
+    frequency_penalty: Annotated[float | None, typer.Option(help="The same, for each time they are there.")] = None,
+    allowed_token_ids: Annotated[str | None, typer.Option(help="Draw these tokens only, as in 1,2,3.")] = None,
+    bad_words: Annotated[list[str] | None, typer.Option(help="Never write this; may be repeated.")] = None,
     max_tokens: Annotated[int | None, typer.Option(help="Generate at most so many tokens.")] = None,
     min_tokens: Annotated[int | None, typer.Option(help="Do not stop before so many.")] = None,
     stop: Annotated[list[str] | None, typer.Option(help="Stop before this text; may be repeated.")] = None,
     stop_token_ids: Annotated[str | None, typer.Option(help="Stop at these tokens, as in 1,2,3.")] = None,
     ignore_eos: Annotated[bool | None, typer.Option("--ignore-eos", help="Go on after end-of-sequence.")] = None,
+    include_stop_str_in_output: Annotated[
+        bool | None, typer.Option("--include-stop-str-in-output", help="Show what stopped it too.")
+    ] = None,
+    skip_special_tokens: Annotated[bool | None, typer.Option(help="Leave special tokens out of the text.")] = None,
     cache_salt: Annotated[str | None, typer.Option(help="Share cached prefixes with equal salts only.")] = None,
     enable_prefix_caching: Annotated[bool | None, typer.Option(help="Read and feed the prefix cache.")] = None,
 ) -> None:
-    """Options of `SamplingParams`; it checks the values."""
+    """Options of `SamplingParams` that make sense for one text in a terminal; it checks the values."""
 
 
 def taking(**groups: Group) -> Callable[[Callable[..., None]], Callable[..., None]]:

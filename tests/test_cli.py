@@ -132,12 +132,17 @@ def test_every_sampling_parameter_has_an_option(fake: type[FakeLLM]) -> None:
     given = {
         "temperature": 0.5, "top_k": 5, "top_p": 0.9, "min_p": 0.1, "seed": 7, "max_tokens": 9, "min_tokens": 2,
         "stop": ("x", "y\n"), "stop_token_ids": (3, 4), "ignore_eos": True, "cache_salt": "s",
-        "enable_prefix_caching": False,
+        "enable_prefix_caching": False, "repetition_penalty": 1.2, "presence_penalty": -0.5, "frequency_penalty": 0.5,
+        "allowed_token_ids": (5, 6), "bad_words": ("u", "v"), "include_stop_str_in_output": True,
+        "skip_special_tokens": False,
     }  # fmt: skip
-    assert given.keys() == {field.name for field in dataclasses.fields(SamplingParams)}
+    not_of_a_text = {"n", "logit_bias", "logits_processors", "logprobs", "prompt_logprobs"}
+    assert given.keys() == {field.name for field in dataclasses.fields(SamplingParams)} - not_of_a_text
     assert given.keys() == sampling_options.__annotations__.keys() - {"return"}
     options = "--temperature .5 --top-k 5 --top-p .9 --min-p .1 --seed 7 --max-tokens 9 --min-tokens 2 --ignore-eos"
-    more = ["--stop", "x", "--stop", "y\n", "--stop-token-ids", "3,4", "--cache-salt", "s"]
+    options += " --repetition-penalty 1.2 --presence-penalty -0.5 --frequency-penalty .5 --allowed-token-ids 5,6"
+    more = ["--stop", "x", "--stop", "y\n", "--stop-token-ids", "3,4", "--cache-salt", "s", "--bad-words", "u"]
+    more += ["--bad-words", "v", "--include-stop-str-in-output", "--no-skip-special-tokens"]
     result = run("generate", "demo", "Hi", *options.split(), *more, "--no-enable-prefix-caching")
     assert result.exit_code == 0, result.stderr
     assert fake.made[0].params == [SamplingParams(**given)]  # type: ignore[arg-type]
