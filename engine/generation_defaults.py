@@ -17,6 +17,7 @@ class GenerationDefaults:
     temperature: float | None
     top_k: int | None
     top_p: float | None
+    repetition_penalty: float | None
     max_new_tokens: int | None
     eos_token_id: int | list[int] | None
     pad_token_id: int | None
@@ -31,7 +32,7 @@ class GenerationDefaults:
 
         ``ParamError`` if the file's values are out of range.
         """
-        chosen: dict[str, Any] = {"max_tokens": self.max_new_tokens}
+        chosen: dict[str, Any] = {"max_tokens": self.max_new_tokens, "repetition_penalty": self.repetition_penalty}
         if self.do_sample is False:
             chosen["temperature"] = 0.0
         else:

@@ -588,12 +588,14 @@ def test_memory_is_asked_for_in_bytes(text: str | int, size: int) -> None:
 def test_generation_defaults_are_shown_and_used_only_when_asked(tmp_path: Path) -> None:
     shutil.copytree(checkpoint("qwen3")[0], tmp_path / "model")
     values = {"do_sample": True, "temperature": 0.6, "top_p": 0.95, "top_k": 20, "max_new_tokens": 7, "pad_token_id": 1}
+    values |= {"repetition_penalty": 1.05}
     (tmp_path / "model/generation_config.json").write_text(json.dumps(values))
     with LLM(tmp_path / "model", device="cpu", execution="eager", max_model_len=64) as llm:
         defaults = llm.default_sampling_params
         assert (defaults.temperature, defaults.top_p, defaults.max_new_tokens) == (0.6, 0.95, 7)
         params = defaults.sampling_params(seed=1)
         assert (params.temperature, params.top_k, params.max_tokens, params.seed) == (0.6, 20, 7, 1)
+        assert params.repetition_penalty == 1.05
         assert len(token_ids(llm.generate([1], SamplingParams(max_tokens=20)))[0]) == 20
 
 
