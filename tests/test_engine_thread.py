@@ -230,11 +230,9 @@ def test_the_interpreter_exits_with_work_in_flight(work: str) -> None:
     llm._core.step = slow
     {work}
     began = time.monotonic()
-    import atexit
-    @atexit.register
-    def late(): pass
-    class Last:
-        def __del__(self, os=os, now=time.monotonic): os.write(1, b"quick" if now() - began < 2 else b"slow")
+    class Last:  # among the last things to go
+        def __del__(self, write=os.write, monotonic=time.monotonic):
+            write(1, b"quick" if monotonic() - began < 2 else b"slow")
     sys.modules["last"] = Last()
     """
     done = run_python(textwrap.dedent(code).replace("{work}", work), 90)

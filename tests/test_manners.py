@@ -37,7 +37,9 @@ SCRIPT = """
             "gc": (gc.isenabled(), gc.get_threshold(), gc.get_freeze_count()),
             "dynamo": {k: shown(v) for k, v in torch._dynamo.config.get_config_copy().items()},
             "inductor": {k: shown(v) for k, v in torch._inductor.config.get_config_copy().items()},
-            "hooks": (repr(sys.excepthook), repr(threading.excepthook)),
+            "hooks": (repr(sys.excepthook), repr(threading.excepthook), sys.gettrace(), sys.getprofile()),
+            "warnings": [repr(entry) for entry in warnings.filters],
+            "switch interval": sys.getswitchinterval(),
             "directory": os.getcwd(),
         }
 
@@ -56,11 +58,18 @@ SCRIPT = """
             return -1
 
     before = snapshot()
-    from ostinato import LLM, SamplingParams
+    import asyncio
+    from ostinato import LLM, AsyncLLM, SamplingParams
+
+    async def read(llm):
+        return [delta async for delta in AsyncLLM.of(llm).stream([1, 2], SamplingParams(max_tokens=5))]
+
     with LLM(sys.argv[1], device="cpu", execution="graph", max_num_seqs=16, max_model_len=128, block_size=4) as llm:
         llm.generate([[1, 2, 3]] * 3, SamplingParams(max_tokens=5))
         stream = llm.stream([4, 5], SamplingParams(temperature=0, max_tokens=50))
         next(stream)
+        handle = llm.submit([6], SamplingParams(max_tokens=50), priority=1, deadline=60)
+        asyncio.run(read(llm))
         running = children()
     after = snapshot()
     changed = {name: difference(before[name], after[name]) for name in before if before[name] != after[name]}
