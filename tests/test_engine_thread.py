@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import gc
+import logging
 import os
 import subprocess
 import sys
 import textwrap
 import threading
 import time
+import warnings
 import weakref
 
 import pytest
@@ -113,6 +115,25 @@ def test_a_handle_keeps_its_engine() -> None:
     del handle
     gc.collect()
     await_threads(0)
+
+
+def test_a_second_engine_leaves_the_process_as_the_first_did() -> None:
+    """What libraries do when they are first imported is over: whatever changes now would be the engine's."""
+
+    def use() -> None:
+        with engine("qwen3") as llm:
+            llm.generate([[1], [2, 3]], SamplingParams(max_tokens=3))
+            next(llm.stream([4], LONG))
+
+    def state() -> list[object]:
+        torch_state = torch.get_default_dtype(), torch.get_rng_state().tolist(), torch.get_num_threads()
+        tracing = sys.gettrace(), threading.gettrace(), sys.getprofile(), sys.getswitchinterval()
+        return [list(warnings.filters), dict(os.environ), logging.getLogger().handlers[:], torch_state, tracing]
+
+    use()
+    before = state()
+    use()
+    assert state() == before
 
 
 def test_two_engines_run_side_by_side() -> None:

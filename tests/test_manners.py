@@ -38,7 +38,6 @@ SCRIPT = """
             "dynamo": {k: shown(v) for k, v in torch._dynamo.config.get_config_copy().items()},
             "inductor": {k: shown(v) for k, v in torch._inductor.config.get_config_copy().items()},
             "hooks": (repr(sys.excepthook), repr(threading.excepthook), sys.gettrace(), sys.getprofile()),
-            "warnings": [repr(entry) for entry in warnings.filters],
             "switch interval": sys.getswitchinterval(),
             "directory": os.getcwd(),
         }
