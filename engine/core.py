@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from ostinato.block_pool import BlockPool
 from ostinato.layers.errors import ConfigError, EngineAsleep, EngineDead, OstinatoError
+from ostinato.metrics import Metrics, RequestMetrics
 from ostinato.output_processor import OutputProcessor
 from ostinato.outputs import FinishReason
 from ostinato.plan import Plan
@@ -42,6 +43,7 @@ class EngineCore:
         self.asleep = False  # the KV memory is given back
         self.counts: Counter[str] = Counter()
         self.batches: Counter[int] = Counter()  # decode steps by rows
+        self.recorded = RequestMetrics()
         self.timeline: StepTimeline | None = None
         self.at_work: Step | None = None  # the step being launched or brought in
         self._unsound = False  # a recovery has begun and not ended
@@ -133,6 +135,13 @@ class EngineCore:
             self.scheduler.launch(step)
             self._flights.append((step, flight))
             self.at_work = None
+            self._note_launch(step)
+
+    def _note_launch(self, step: Step) -> None:
+        self.recorded.step(len(step.requests))
+        now = time.monotonic()
+        for request in step.requests:
+            self.recorded.scheduled(request.clock, now, request.num_prompt_tokens)
 
     def _bring_in(self) -> None:
         step, flight = self._flights[0]
@@ -148,6 +157,9 @@ class EngineCore:
             self.counts["mixed_steps"] += 1
         self.counts["tokens_computed"] += step.num_tokens
         self.counts["tokens_generated"] += len(sampled)
+        now = time.monotonic()
+        for request in sampled:
+            self.recorded.token(request.clock, now)
 
     def end(self, request: Request, reason: FinishReason) -> None:
         """End ``request`` where it is, and give its blocks back; no effect if it has ended."""
@@ -299,8 +311,17 @@ class EngineCore:
             self.scheduler.finish(request, "error", error=fault)
         if request.status is RequestStatus.FINISHED:
             processor.finish()
+            self._note_end(request)
             del self._live[request.request_id]
             self._timed.pop(request.request_id, None)
+
+    def _note_end(self, request: Request) -> None:
+        reason, now = str(request.finish_reason), time.monotonic()
+        self.recorded.ended(request.clock, now, reason, request.num_prompt_tokens, request.num_generated)
+
+    def metrics(self) -> Metrics:
+        """What was done for requests, now."""
+        return Metrics.of(self.stats(), self.recorded)
 
     def stats(self) -> Stats:
         """The counters now."""

@@ -26,6 +26,7 @@ from ostinato.handle import RequestHandle, ThreadMailbox
 from ostinato.layers.errors import EngineDead, PromptTooLong
 from ostinato.load import load_decoder
 from ostinato.memory import MemoryUse
+from ostinato.metrics import Metrics
 from ostinato.models.checkpoint import eos_token_ids, read_config, read_generation_config
 from ostinato.output_processor import OutputProcessor
 from ostinato.outputs import RequestOutput
@@ -200,6 +201,10 @@ class LLM:
     def stats(self) -> Stats:
         """The counters, as they are between two steps."""
         return self._call(EngineCore.stats)
+
+    def metrics(self) -> Metrics:
+        """Counters, gauges and histograms of requests and tokens, for monitoring; ``as_prometheus()`` exports them."""
+        return self._call(EngineCore.metrics)
 
     @property
     def memory(self) -> MemoryUse:

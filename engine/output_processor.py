@@ -99,6 +99,7 @@ class OutputProcessor:
             outputs=[member._completion() for member in self.group],
             error=next((error for error in errors if error is not None), None),
             prompt_logprobs=self._logprobs.prompt,
+            metrics=request.clock.timings(),
         )
 
     def _completion(self) -> CompletionOutput:

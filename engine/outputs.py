@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from ostinato.layers.errors import OstinatoError
+from ostinato.metrics import RequestTimings
 
 FinishReason: TypeAlias = Literal["stop", "length", "abort", "timeout", "error"]
 StopReason: TypeAlias = int | str | None
@@ -68,6 +69,8 @@ class RequestOutput:
     outputs: list[CompletionOutput]
     error: OstinatoError | None = None
     prompt_logprobs: list[Logprobs | None] | None = None
+    metrics: RequestTimings | None = None
+    """Where its time went; of several sequences, the first one's."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,6 +27,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, NamedTuple
 
 from ostinato.layers.errors import OstinatoError
+from ostinato.metrics import RequestClock
 from ostinato.outputs import FinishReason, StopReason
 from ostinato.sampling_params import SamplingParams
 
@@ -92,6 +93,7 @@ class Request:
     probes: dict[int, TokenProbe] = field(default_factory=dict, init=False)
     fault: OstinatoError | None = field(default=None, init=False)
     followers: list[Request] = field(default_factory=list, init=False)
+    clock: RequestClock = field(default_factory=RequestClock, init=False)  # begins with its submission
 
     def __post_init__(self) -> None:
         self.num_prompt_tokens = len(self.prompt_token_ids)
