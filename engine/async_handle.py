@@ -6,7 +6,9 @@ import asyncio
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING
 
+from ostinato.layers.errors import OstinatoError
 from ostinato.outputs import RequestOutput, StreamDelta
+from ostinato.prompts import seconds_to_wait
 
 if TYPE_CHECKING:
     from ostinato.engine_thread import EngineThread
@@ -45,7 +47,12 @@ class AsyncRequestHandle(AsyncIterator[StreamDelta]):
 
         ``TimeoutError`` after ``timeout`` seconds; the request goes on. Raises what the engine or its step failed with.
         """
-        loop, mailbox = asyncio.get_running_loop(), self._mailbox
+        loop, mailbox, timeout = asyncio.get_running_loop(), self._mailbox, seconds_to_wait(timeout)
+        if loop is not mailbox.post.loop:
+            raise OstinatoError(
+                "result: the request was submitted in another event loop, which alone is told of its end"
+            )
+        mailbox.read_by(asyncio.current_task())
         latest = None if timeout is None else loop.time() + timeout
         self._engine.check_process()
         try:

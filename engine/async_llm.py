@@ -1,6 +1,7 @@
 """``AsyncLLM``: an ``LLM`` for asyncio. The same engine, the same thread, the same requests; only waiting differs.
 
-Nothing here blocks a loop but checking and tokenising a prompt. Several loops in several threads may share one.
+Nothing here blocks a loop but checking a request: tokenising its prompt, and compiling the form of its text the first
+time. Several loops in several threads may share one.
 """
 
 from __future__ import annotations

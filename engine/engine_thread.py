@@ -11,6 +11,7 @@ In a forked child there is no such thread, and whoever would wait for it gets ``
 from __future__ import annotations
 
 import atexit
+import math
 import os
 import threading
 import time
@@ -64,15 +65,20 @@ class EngineThread:
         self._close_error: BaseException | None = None
         self._accepted = self._ended = 0  # requests; the second is the engine thread's
         self._interrupts = 0  # steps in a row that did not end
+        self._in_step = False
+        self._cancels = self._cancels_served = 0  # the second is the engine thread's
 
     # For any thread.
 
     def submit(self, count: int, make: Callable[[], list[HandleT]]) -> list[HandleT]:
-        """Queue the ``count`` requests that ``make`` makes, in this order, or none if it raises.
+        """Queue the requests of ``count`` sequences that ``make`` makes, in this order, or none if it raises.
 
         ``QueueFull`` if more than ``max_waiting`` would be left beyond those that can run at once; ``EngineDead``.
+        Waits for a step at most, where there is no room and cancelled requests are about to leave some.
         """
         self.check_process()
+        if not self._has_room(count) and self._cancels > self._cancels_served:
+            self.call(lambda: None)
         with self._lock:
             self._check_open()
             self.core.check_awake()
@@ -84,8 +90,11 @@ class EngineThread:
         return handles
 
     def call(self, function: Callable[[], T]) -> T:
-        """What ``function`` returns or raises, called by the engine's thread between two steps."""
-        if threading.current_thread() is self._thread:
+        """What ``function`` returns or raises, called by the engine's thread between two steps.
+
+        From within a step (a caller's logits processor) it would come too early: ``OstinatoError``.
+        """
+        if threading.current_thread() is self._thread and not self._in_step:
             return function()
         self.check_process()
         reply: SimpleQueue[tuple[T | None, BaseException | None]] = SimpleQueue()
@@ -110,6 +119,7 @@ class EngineThread:
     def cancel(self, ticket: Ticket) -> None:
         """End the request before the next step, if it has not ended. Takes no lock: a finalizer may call it."""
         if not ticket.ended:
+            self._cancels += 1
             self._inbox.put(lambda: self._cancel(ticket))
 
     def check_process(self) -> None:
@@ -158,12 +168,15 @@ class EngineThread:
             raise EngineDead("the engine is closed")
         self.core.check_alive()
 
+    def _has_room(self, count: int) -> bool:
+        config = self.core.plan.config
+        most = math.inf if config.max_waiting is None else config.max_num_seqs + config.max_waiting
+        return self._accepted - self._ended + count <= most
+
     def _check_room(self, count: int) -> None:
         config = self.core.plan.config
-        if config.max_waiting is None:
-            return
-        unfinished, most = self._accepted - self._ended, config.max_num_seqs + config.max_waiting
-        if unfinished + count > most:
+        if config.max_waiting is not None and not self._has_room(count):
+            unfinished, most = self._accepted - self._ended, config.max_num_seqs + config.max_waiting
             raise QueueFull(
                 f"{unfinished:,} requests have not ended, {count:,} more would be over {most:,}: "
                 f"max_num_seqs = {config.max_num_seqs:,} run, max_waiting = {config.max_waiting:,} may wait"
@@ -184,8 +197,13 @@ class EngineThread:
         with torch.inference_mode(inference), torch.set_grad_enabled(grad):
             if self._device is not None:
                 torch.cuda.set_device(self._device)
-            while not self._closed:
-                self._turn()
+            try:
+                while not self._closed:
+                    self._turn()
+            finally:
+                self._shut()
+
+    def _shut(self) -> None:
         try:
             self.core.close()
         except BaseException as error:  # for whoever waits in ``close``
@@ -207,8 +225,11 @@ class EngineThread:
             self._inbox.get()()
         for _ in range(self._inbox.qsize()):  # not those that come meanwhile: a step is due
             self._inbox.get()()
+        if self._tickets and not self.core.is_busy:
+            self._hand_out()  # what a command has ended, with no step to come
 
     def _step(self) -> None:
+        self._in_step = True
         try:
             self.core.step()
             self._interrupts = 0
@@ -218,6 +239,8 @@ class EngineThread:
                 raise
         except (StepFault, EngineDead):
             self._interrupts = 0  # its requests have ended with it
+        finally:
+            self._in_step = False
 
     def _end(self) -> None:
         self._closed = True
@@ -227,13 +250,14 @@ class EngineThread:
             try:
                 self.core.add(ticket.request, ticket.processor)
             except Exception as error:
-                self._ended += 1
+                self._ended += ticket.num_sequences
                 ticket.fail(error)
                 self._ring({ticket.mailbox.post})
             else:
                 self._tickets[ticket.request.request_id] = ticket
 
     def _cancel(self, ticket: Ticket) -> None:
+        self._cancels_served += 1
         if ticket.request.request_id in self._tickets:
             self.core.end(ticket.request, "abort")
             self._hand_out_one(ticket)
@@ -249,7 +273,7 @@ class EngineThread:
         if self.core.is_live(request):
             return ticket.deliver()
         del self._tickets[request.request_id]
-        self._ended += 1
+        self._ended += ticket.num_sequences
         self.core.release(request)
         ticket.end()
         return True
@@ -264,11 +288,12 @@ class EngineThread:
     def _give_up(self, error: BaseException) -> None:
         """What no request can be blamed for: every request ends with it, and the engine serves no more."""
         dead = self.core.die(error)
-        for number in list(self._tickets):
-            self._ended += 1
-            ticket = self._tickets.pop(number)
+        tickets = list(self._tickets.values())
+        self._tickets.clear()
+        for ticket in tickets:
+            self._ended += ticket.num_sequences
             ticket.fail(dead)
-            self._ring({ticket.mailbox.post})
+        self._ring({ticket.mailbox.post for ticket in tickets})
 
 
 _running: weakref.WeakSet[EngineThread] = weakref.WeakSet()

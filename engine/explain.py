@@ -145,7 +145,7 @@ def _advice(core: EngineCore, stats: Stats, sizes: dict[str, Any] | None) -> Ite
     if stats.launches_held_back:
         yield (
             f"{stats.launches_held_back:,} steps were not launched ahead: what a request might draw depended on its "
-            "last token (bad_words of several tokens, logits_processors), so the device waited for the host."
+            "last token (structured_outputs, long bad_words, logits_processors), so the device waited for the host."
         )
     if processed := stats.steps_without_graph.get("logits_processors"):
         yield f"{processed:,} steps called logits_processors: such steps run from Python, without their graph."

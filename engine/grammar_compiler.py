@@ -28,6 +28,9 @@ MAX_CACHED = 64
 STACK_BYTES = 256 * 2**20
 """Of the compiling thread; 128 Ki characters of nested schema need 96 MiB (8 KiB for each level of 11 characters)."""
 
+COMPILE_SECONDS = 20.0
+"""How long a form may be compiled; the compiler's own limits end nearly all of them within two."""
+
 MAX_MESSAGE = 300
 """Characters of what the compiler complains about."""
 
@@ -139,7 +142,8 @@ class GrammarCompiler:
         if params.kind == "grammar":
             return str(make.grammar_from_lark(params.source))
         if params.kind == "choice":
-            choices = " | ".join(json.dumps(choice, ensure_ascii=False) for choice in params.choices)
+            quoted = (json.dumps(choice, ensure_ascii=False) for choice in params.choices)
+            choices = " | ".join(quoted).replace("\x7f", "\\u007f")  # the one character that has to be escaped as well
             return str(make.grammar_from_lark(f"start: {choices}"))
         overrides: Any = {"whitespace_flexible": False} if params.disable_any_whitespace else _SOME_WHITESPACE
         return str(make.grammar_from_json_schema(params.source, overrides=overrides))
@@ -156,14 +160,18 @@ def _with_large_stack(work: Callable[[], llguidance.LLMatcher]) -> llguidance.LL
         except BaseException as error:
             failed.append(error)
 
-    thread = threading.Thread(target=run, name="ostinato-grammar")
+    thread = threading.Thread(target=run, name="ostinato-grammar", daemon=True)
     with _STACK_SIZE_LOCK:
         before = threading.stack_size(STACK_BYTES)
         try:
             thread.start()
+        except RuntimeError as error:
+            raise ParamError(f"structured outputs: no thread with {STACK_BYTES:,} bytes of stack: {error}") from error
         finally:
             threading.stack_size(before)
-    thread.join()
+    thread.join(COMPILE_SECONDS)
+    if thread.is_alive():  # nothing can end it but itself
+        raise ParamError(f"structured outputs: the form is not compiled after {COMPILE_SECONDS:g} s: it is too complex")
     if failed:
         raise failed[0]
     return done[0]

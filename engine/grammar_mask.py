@@ -39,7 +39,11 @@ class GrammarMask:
             except GrammarFault as fault:
                 self.fault = fault
                 words[:] = 0
-        return words if self._also is None else words & self._also.words(token_ids)
+        if self._also is not None and self.fault is None:
+            words &= self._also.words(token_ids)
+            if not words.any():
+                self.fault = GrammarFault("the form of the text and what else the request excludes leave no token")
+        return words
 
     def _read(self, token_ids: Sequence[int]) -> None:
         for token in token_ids[self._num_read :]:

@@ -9,6 +9,7 @@ from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
 from ostinato.outputs import RequestOutput, StreamDelta
+from ostinato.prompts import seconds_to_wait
 
 if TYPE_CHECKING:
     from ostinato.engine_thread import EngineThread
@@ -71,7 +72,7 @@ class RequestHandle(Iterator[StreamDelta]):
         ``TimeoutError`` after ``timeout`` seconds; the request goes on. Raises what the engine or its step failed with;
         an error of the request alone is in the output.
         """
-        ended = self._mailbox.ended
+        ended, timeout = self._mailbox.ended, seconds_to_wait(timeout)
         if not ended.is_set():
             self._engine.check_process()
             if not ended.wait(timeout if timeout is None else max(timeout, YIELD_SECONDS)):
@@ -96,6 +97,7 @@ class RequestHandle(Iterator[StreamDelta]):
         """The next delta; waits for it. An interrupt (Ctrl-C) cancels the request."""
         if self._over:
             raise StopIteration
+        self.ticket.want_deltas()
         try:
             delta = self._next()
         except BaseException:
@@ -110,7 +112,6 @@ class RequestHandle(Iterator[StreamDelta]):
 
     def _next(self) -> StreamDelta | None:
         deltas = self._mailbox.deltas
-        self.ticket.want_deltas()
         if deltas.empty():
             self._engine.check_process()
         delta = deltas.get()

@@ -65,7 +65,7 @@ class LLM:
     seconds each part of making it took.
 
     Every method may be called from any thread. Prompts are tokenised and checked in the caller's, before anything is
-    queued; steps run in the engine's own, which starts with the first request. ``close()`` ends it, and so does
+    queued; steps run in the engine's own, which starts with the first call. ``close()`` ends it, and so does
     forgetting the ``LLM``. Wherever a prompt is asked for, it is a str, token ids, or the messages of a chat.
     ``priority``: lower goes first, ties in order of arrival. ``deadline``: seconds from now, after which the request
     ends with what it has and ``finish_reason`` "timeout". ``QueueFull`` where ``max_waiting`` requests wait already. In
@@ -294,6 +294,8 @@ class LLM:
         """Check all, then queue all, with what ``handle`` makes of each; if one is refused none is kept."""
         rank, ends = check_priority(priority), ends_at(deadline)
         checked = [check_prompt(prompt, self.tokenizer, self.plan.spec.vocab_size) for prompt in prompts]
+        for param in params:
+            self._maker.prepare(param)
 
         def make() -> list[HandleT]:
             made = [self._maker.make(prompt, param) for prompt, param in zip(checked, params, strict=True)]
@@ -303,7 +305,7 @@ class LLM:
                 self._core.scheduler.check_fits(request)
             return [handle(request, processor) for request, processor in made]
 
-        return self._engine.submit(len(checked), make)
+        return self._engine.submit(sum(param.n for param in params), make)
 
     def _call(self, function: Callable[[EngineCore], T]) -> T:
         """``function`` of a living engine, between two steps."""

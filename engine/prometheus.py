@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 
 from ostinato.histogram import HistogramSeen
+from ostinato.layers.errors import ParamError
 from ostinato.metrics import Metrics
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 PREFIX = "ostinato"
+
+_LABEL = re.compile("[a-zA-Z_][a-zA-Z0-9_]*")
 
 _HELP = {
     "time_to_first_token_seconds": "From submission to a request's first token.",
@@ -33,7 +37,10 @@ _HELP = {
 
 def as_prometheus(metrics: Metrics, labels: Mapping[str, str] | None = None) -> str:
     """One page for a scraper; ``labels`` are put on every sample, as in ``{"model_name": "demo"}``."""
-    common = dict(labels or {})
+    common = {name: str(value) for name, value in (labels or {}).items()}
+    for name in common:
+        if not _LABEL.fullmatch(name):
+            raise ParamError(f"labels: {name!r} is no label name of Prometheus: letters, digits and _, no digit first")
     lines: list[str] = []
     for name, count in metrics.counters.items():
         lines += _described(f"{name}_total", "counter", name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import operator
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -89,14 +90,27 @@ def check_priority(priority: Any) -> int:
     raise ParamError(f"priority: expected an integer (lower goes first), got {show(priority)}")
 
 
+def seconds_to_wait(timeout: Any) -> float | None:
+    """``timeout`` in seconds, None for ever; less than 0 is 0. ``ParamError`` for what is no number."""
+    seconds = math.inf if timeout is None else _seconds(timeout)
+    if math.isnan(seconds):
+        raise ParamError(f"timeout: expected seconds, or None, got {show(timeout)}")
+    return None if seconds == math.inf else max(0.0, min(seconds, threading.TIMEOUT_MAX))
+
+
+def _seconds(value: Any) -> float:
+    """NaN for what is no number."""
+    if isinstance(value, Real) and not isinstance(value, bool):
+        with contextlib.suppress(OverflowError):
+            return float(value)
+    return math.nan
+
+
 def ends_at(deadline: Any) -> float:
     """When a request ends that has ``deadline`` seconds from now, by ``time.monotonic``; infinity without one."""
     if deadline is None:
         return math.inf
-    seconds = math.nan
-    if isinstance(deadline, Real) and not isinstance(deadline, bool):
-        with contextlib.suppress(OverflowError):
-            seconds = float(deadline)
+    seconds = _seconds(deadline)
     if not 0 < seconds < math.inf:
         raise ParamError(f"deadline: expected seconds from now, more than 0 and finite, got {show(deadline)}")
     return time.monotonic() + seconds

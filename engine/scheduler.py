@@ -418,13 +418,11 @@ class Scheduler:
     def _fail_non_finite(self, request: Request) -> None:
         """End the request, and let nobody else read the blocks it computed, those behind the window included."""
         position = len(request.token_ids)
-        fault = request.mask.fault if request.mask is not None else None
-        error = fault or NonFiniteLogits(
-            f"request {request.request_id}: the logits for position {position:,} are not finite"
-        )
+        error = NonFiniteLogits(f"request {request.request_id}: the logits for position {position:,} are not finite")
+        masked = request.mask.fault if request.mask is not None else None
         computed = request.digests[request.num_cached_tokens // self.pool.block_size :]
         self.pool.forget(self.pool.registered(computed))
-        self.finish(request, "error", error=request.fault or error)
+        self.finish(request, "error", error=request.fault or masked or error)
 
     def finish(
         self,

@@ -17,6 +17,8 @@ from ostinato.param_checks import show
 MAX_SCHEMA_CHARACTERS = 128 * 1024
 MAX_GRAMMAR_CHARACTERS = 64 * 1024
 MAX_REGEX_CHARACTERS = 16 * 1024
+MAX_MEETING_PATTERNS = 16
+"""Expressions that one string has to match: their intersection grows as a power of two."""
 MAX_CHOICES = 1_000
 MAX_CHOICE_CHARACTERS = 1_000
 
@@ -75,7 +77,7 @@ class StructuredOutputsParams:
 
 
 def _schema(value: Any) -> str:
-    text = value if isinstance(value, str) else _dumped(value)
+    text = _sized("json", value if isinstance(value, str) else _dumped(value), MAX_SCHEMA_CHARACTERS)
     try:
         schema = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -84,7 +86,35 @@ def _schema(value: Any) -> str:
         raise ParamError("json is the schema False, which no text has")
     if schema is not True and not isinstance(schema, dict):
         raise ParamError(f"json must be a JSON schema, an object or a boolean; got {show(value)}")
-    return _sized("json", "{}" if schema is True else text, MAX_SCHEMA_CHARACTERS)
+    patterns, meet = _patterns(schema)
+    if meet and patterns > MAX_MEETING_PATTERNS:
+        raise ParamError(
+            f"json: {patterns} patterns and formats in a schema that combines some (allOf, $ref beside a pattern); "
+            f"at most {MAX_MEETING_PATTERNS}, for the work doubles with each that meets"
+        )
+    return "{}" if schema is True else text
+
+
+def _patterns(schema: Any) -> tuple[int, bool]:
+    """How many patterns and formats it has, and whether any two may have to hold of one string."""
+    count, meet, rest = 0, False, [schema]
+    while rest:
+        part = rest.pop()
+        if isinstance(part, dict):
+            own = sum(isinstance(part.get(name), str) for name in ("pattern", "format"))
+            count += own
+            meet |= isinstance(part.get("allOf"), list) or (own > 0 and isinstance(part.get("$ref"), str))
+            rest += part.values()
+        elif isinstance(part, list):
+            rest += part
+    return count, meet
+
+
+def _grammar(value: Any) -> str:
+    text = _sized("grammar", value, MAX_GRAMMAR_CHARACTERS)
+    if (meets := text.count("&")) > MAX_MEETING_PATTERNS:
+        raise ParamError(f"grammar: {meets} times &; at most {MAX_MEETING_PATTERNS}, for the work doubles with each")
+    return text
 
 
 def _dumped(value: Any) -> str:
@@ -123,5 +153,5 @@ _SOURCES: dict[str, Callable[[Any], str]] = {
     "json": _schema,
     "regex": lambda value: _sized("regex", value, MAX_REGEX_CHARACTERS),
     "choice": _choices,
-    "grammar": lambda value: _sized("grammar", value, MAX_GRAMMAR_CHARACTERS),
+    "grammar": _grammar,
 }

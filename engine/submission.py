@@ -30,6 +30,11 @@ class RequestMaker:
         self._eos = eos_token_ids
         self._made = 0
 
+    def prepare(self, params: SamplingParams) -> None:
+        """Do beforehand what takes time, so that ``make`` keeps nobody waiting: compile the form of a text."""
+        if params.structured_outputs is not None:
+            self._grammars.matcher(params.structured_outputs)
+
     def make(self, prompt: CheckedPrompt, params: SamplingParams) -> tuple[Request, OutputProcessor]:
         """The request and what will make its text; of ``n`` sequences the first, which knows the others.
 

@@ -53,6 +53,11 @@ class Ticket:
         if wants_deltas:
             self.want_deltas()
 
+    @property
+    def num_sequences(self) -> int:
+        """How many run for it."""
+        return len(self.request.group)
+
     def want_deltas(self) -> None:
         """Deliver after each step from now on; ``ParamError`` for several sequences, whose deltas have no order."""
         if self.request.followers:

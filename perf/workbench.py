@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 import sys
 import time
-from collections import deque
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -73,17 +72,18 @@ class Workbench:
         return seconds
 
     def seconds_per_step(self, prompts: Sequence[Sequence[int]], max_tokens: int) -> float:
-        """Time of a decode step of all prompts: from the first token's arrival to the last's, by the steps between.
+        """Time of a decode step of all prompts: from the first token to the last, by the steps between.
 
-        Whoever iterates one stream runs the steps of all; the prompts fit into one step, so they decode together.
+        By the engine's clock, without the way to the caller. The prompts are queued at once and fit into one step, so
+        they decode together.
         """
-        first, *others = [self.llm.stream(list(prompt), greedy(max_tokens)) for prompt in prompts]
-        arrivals = [time.perf_counter() for _ in first]
-        for stream in others:
-            deque(stream, maxlen=0)
-        if len(arrivals) != max_tokens:
-            raise RuntimeError(f"{max_tokens} tokens came in {len(arrivals)} deltas: there is no time for each step")
-        return (arrivals[-1] - arrivals[0]) / (len(arrivals) - 1)
+        outputs = self.llm.generate([list(prompt) for prompt in prompts], greedy(max_tokens))
+        if any(len(output.outputs[0].token_ids) != max_tokens for output in outputs):
+            raise RuntimeError(f"a request ended before its {max_tokens} tokens")
+        times = outputs[0].metrics
+        if times is None or times.decode_seconds is None:
+            raise RuntimeError("the engine keeps no times")
+        return times.decode_seconds / (max_tokens - 1)
 
     def kept_promises(self) -> list[Figure]:
         """What the engine, if one was made, must not have done while it was measured."""

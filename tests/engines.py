@@ -115,13 +115,18 @@ def held(llm: LLM) -> Iterator[None]:
 
 @contextmanager
 def ctrl_c_when(condition: Callable[[], bool]) -> Iterator[None]:
-    """A SIGINT for the main thread once ``condition`` holds: KeyboardInterrupt, whatever the process does with it."""
-    latest = time.monotonic() + 60
+    """A SIGINT for the main thread once ``condition`` holds: KeyboardInterrupt, whatever the process does with it.
+
+    Again after a second, as people press it: one that strikes just before a lock is waited for is seen after the wait.
+    """
+    latest, struck = time.monotonic() + 60, threading.Event()
 
     def strike() -> None:
         while not condition() and time.monotonic() < latest:
             pass
-        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+        while not struck.is_set():
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+            struck.wait(1)
 
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     striker = threading.Thread(target=strike)
@@ -129,6 +134,7 @@ def ctrl_c_when(condition: Callable[[], bool]) -> Iterator[None]:
     try:
         yield
     finally:
+        struck.set()
         striker.join()
         signal.signal(signal.SIGINT, before)
 

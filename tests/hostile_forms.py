@@ -34,6 +34,9 @@ FORMS: dict[str, Callable[[], StructuredOutputsParams]] = {
     "references in a chain": lambda: StructuredOutputsParams(json=references(2_600, '{"items":NEXT}')),
     "references, each deep": lambda: StructuredOutputsParams(json=references(100, nested(100, "NEXT"))),
     "doubling references": lambda: StructuredOutputsParams(json=references(60, '{"allOf":[NEXT,NEXT]}')),
+    "patterns that meet": lambda: StructuredOutputsParams(
+        json={"allOf": [{"type": "string", "pattern": f"^.*a{chr(98 + number)}.*$"} for number in range(16)]}
+    ),
     "a nested schema": lambda: StructuredOutputsParams(json=nested(900, "true")),
     "parentheses of a regex": lambda: StructuredOutputsParams(regex="(" * 8_000 + "a" + ")" * 8_000),
     "counted repetitions": lambda: StructuredOutputsParams(regex="(((a{1000}){1000}){1000}){1000}"),

@@ -128,6 +128,10 @@ REFUSED: dict[str, Callable[[], StructuredOutputsParams]] = {
     "choice must have 1 to 1,000 items, got 0": lambda: StructuredOutputsParams(choice=[]),
     "choice must be a list": lambda: StructuredOutputsParams(choice="yes"),
     "an item is 1 to 1,000 characters, got ''": lambda: StructuredOutputsParams(choice=[""]),
+    "json: 17 patterns and formats in a schema that combines some": lambda: StructuredOutputsParams(
+        json={"allOf": [{"pattern": f"a{number}"} for number in range(17)]}
+    ),
+    "grammar: 17 times &": lambda: StructuredOutputsParams(grammar="start: A\nA: " + " & ".join(["/a/"] * 18)),
     "disable_any_whitespace is about JSON": lambda: StructuredOutputsParams(regex="a", disable_any_whitespace=True),
     "json_object must be True or False": lambda: StructuredOutputsParams(json_object=1),  # type: ignore[arg-type]
 }
@@ -178,7 +182,13 @@ def test_hostile_forms_do_not_end_the_process() -> None:
     """A stack that overflows in compiled code ends the process, so this is another one."""
     command = [sys.executable, "-c", COMPILE_ALL]
     ran = subprocess.run(
-        command, input=byte_tokenizer(), capture_output=True, text=True, check=False, cwd=Path(__file__).parent
+        command,
+        input=byte_tokenizer(),
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=Path(__file__).parent,
+        timeout=120,
     )
     assert (ran.returncode, len(ran.stdout.split())) == (0, len(FORMS)), ran.stdout + ran.stderr
 

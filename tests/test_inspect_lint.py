@@ -190,7 +190,7 @@ def test_a_finding_at_some_batch_sizes_only_says_which() -> None:
     assert "at batch size 4, 8" in finding.evidence
 
 
-def test_a_batch_size_that_goes_the_way_of_a_larger_one_is_run_once_and_has_its_findings() -> None:
+def test_a_batch_size_that_goes_the_way_of_a_larger_one_has_its_findings() -> None:
     runs: list[tuple[int, int]] = []
 
     def make_inputs(size: int, variant: int = 0) -> tuple[Tensor, int]:
@@ -200,14 +200,25 @@ def test_a_batch_size_that_goes_the_way_of_a_larger_one_is_run_once_and_has_its_
     def step(x: Tensor, length: int) -> Tensor:
         if x.shape[0] == 2:
             x = x * length
-        return x[:, :length]
+        return x + torch.zeros(8)
 
     report = lint(step, make_inputs)
     first = step.__code__.co_firstlineno
     assert {(f.line or 0) - first: f.evidence.count("at batch size 2") for f in report.errors} == {2: 1, 3: 0}
-    looked = {size: {variant for each, variant in runs if each == size} for size in (1, 2, 4)}
-    assert looked == {1: {0}, 2: {0, 1, 2}, 4: {0}}
-    assert report.metrics["by_batch_size"]["4"]["outputs"] == ["float32[4, 3]"]
+    looked = {size: [variant for each, variant in runs if each == size] for size in (1, 2, 4)}
+    assert looked[1] == looked[4] == [0, 1, 2]
+    assert looked[2][:5] == [0, 0, 0, 1, 2]
+    assert report.metrics["by_batch_size"]["4"]["outputs"] == ["float32[4, 8]"]
+
+
+def test_a_number_that_varies_at_a_small_batch_size_alone_is_found() -> None:
+    def step(x: Tensor, length: int) -> Tensor:
+        return x[:, : min(length, 16 // x.shape[0])]
+
+    report = lint(step, lambda n, variant=0: (torch.ones(n, 16), 3 + variant), batch_sizes=(1, 8))
+    (finding,) = report.errors
+    assert finding.code == "frozen-value" and "end 3 -> 4" in finding.evidence
+    assert "at batch size 1" in finding.evidence
 
 
 def test_what_only_python_does_at_one_batch_size_is_found() -> None:

@@ -1,6 +1,7 @@
 """Requests that decode together, watched from outside: when each step's tokens reach the caller.
 
-Whoever iterates one stream runs the steps of all, so the first stream is the clock of the batch.
+The engine's thread runs the steps of all and waits for no reader; the first stream is the clock of the batch, once it
+has been read up to the present.
 """
 
 from __future__ import annotations
@@ -33,15 +34,13 @@ class Decoding:
         self._rows = len(prompts)
         self._streams = [llm.stream(list(prompt), params or greedy(max_tokens)) for prompt in prompts]
         self._deltas: Iterator[Any] = iter(self._streams[0])
+        self._num_read = 0
         self._settle()
 
     def step_seconds(self, count: int) -> list[float]:
-        """The times between the tokens of the next ``count`` steps; ``RuntimeError`` if one was no decode step.
-
-        A step goes before them: it may have run while nobody waited for it.
-        """
+        """The times between the tokens of the next ``count`` steps; ``RuntimeError`` if one was no decode step."""
         before = self._llm.stats()
-        self._advance()
+        self._catch_up()
         arrivals = [time.perf_counter()]
         for _ in range(count):
             self._advance()
@@ -70,12 +69,20 @@ class Decoding:
             settled = stats.requests_running == self._rows and stats.mixed_steps == mixed
             quiet, mixed = quiet + 1 if settled else 0, stats.mixed_steps
 
+    def _catch_up(self) -> None:
+        """Read what came while nobody waited for it, and one token more, which somebody did."""
+        request = self._streams[0].ticket.request
+        while self._num_read < request.num_generated:
+            self._advance()
+        self._advance()
+
     def _advance(self) -> None:
         delta = next(self._deltas, None)
         if delta is None or delta.finished:
             raise RuntimeError(f"a batch of {self._rows} requests ended before it was measured")
         if len(delta.token_ids) != 1:
             raise RuntimeError(f"{len(delta.token_ids)} tokens came at once: there is no time for each step")
+        self._num_read += 1
 
     def _check(self, before: Any, count: int) -> None:
         stats = self._llm.stats()

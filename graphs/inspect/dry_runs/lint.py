@@ -47,9 +47,8 @@ def lint(
 ) -> Report:
     """Everything that would break or falsify a capture of ``fn(*make_inputs(batch_size, variant))``.
 
-    ``variants`` different sets of values are run per size, except where a first run makes the same calls from the same
-    lines as those of a larger size; ``time_limit`` is in seconds per run. Raises ``TargetError`` if the step or
-    ``make_inputs`` raises or does not end.
+    ``variants`` different sets of values are run per size; ``time_limit`` is in seconds per run. Raises ``TargetError``
+    if the step or ``make_inputs`` raises or does not end.
     """
     return lint_target(
         as_target(fn, make_inputs, name), batch_sizes=batch_sizes, variants=variants, time_limit=time_limit
@@ -101,7 +100,10 @@ class Looked(NamedTuple):
 
 
 def _looked_at(runner: DryRunner, batch_sizes: Sequence[int]) -> tuple[list[Looked], list[TargetError]]:
-    """Largest first, as graphs are captured; a size whose first run goes the way of a larger one has its findings."""
+    """Largest first, as graphs are captured.
+
+    A size whose first run goes the way of a larger one, and goes it for all values, has that one's findings.
+    """
     looked: dict[int, Looked] = {}
     ways: dict[Path, Looked] = {}
     failed: list[TargetError] = []
@@ -118,7 +120,7 @@ def _looked_at(runner: DryRunner, batch_sizes: Sequence[int]) -> tuple[list[Look
 def _looked_at_one(runner: DryRunner, size: int, ways: dict[Path, Looked]) -> Looked:
     first = runner.begin(size)
     known = ways.get(path_of(first.trace))
-    if known is not None and first.mutated <= known.mutated:
+    if known is not None and first.mutated <= known.mutated and runner.is_steady(first):
         numbers = _numbers(first.trace, first.names, first.outputs)
         return known._replace(batch_size=size, numbers=numbers)
     run = runner.go_on(first)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
+from ostinato.graphs.inspect.dry_runs.frozen import differences
 from ostinato.graphs.inspect.dry_runs.side_effects import changes, find_lines, snapshot
 from ostinato.graphs.inspect.source import Place, is_users
 from ostinato.graphs.inspect.target import Target, TargetError
@@ -92,6 +93,11 @@ class DryRunner:
         trace, outputs = self._step(binding.args, batch_size)
         mutated = changes(before, snapshot(self._look(inputs, names))).keys()
         return FirstRun(batch_size, binding, inputs, storage_names, trace, outputs, frozenset(mutated))
+
+    def is_steady(self, first: FirstRun) -> bool:
+        """Whether runs with other values make the calls of the ``first``, with the same numbers: nothing is frozen."""
+        others, _, _ = self._varied(first.binding, first.batch_size)
+        return not any(True for other in others for _ in differences(first.trace, other))
 
     def go_on(self, first: FirstRun) -> DryRuns:
         """All runs of one batch size; ``TargetError`` names the line of a step that raises or does not end."""
