@@ -136,7 +136,7 @@ def test_every_sampling_parameter_has_an_option(fake: type[FakeLLM]) -> None:
         "allowed_token_ids": (5, 6), "bad_words": ("u", "v"), "include_stop_str_in_output": True,
         "skip_special_tokens": False,
     }  # fmt: skip
-    not_of_a_text = {"n", "logit_bias", "logits_processors", "logprobs", "prompt_logprobs"}
+    not_of_a_text = {"n", "logit_bias", "logits_processors", "logprobs", "prompt_logprobs", "structured_outputs"}
     assert given.keys() == {field.name for field in dataclasses.fields(SamplingParams)} - not_of_a_text
     assert given.keys() == sampling_options.__annotations__.keys() - {"return"}
     options = "--temperature .5 --top-k 5 --top-p .9 --min-p .1 --seed 7 --max-tokens 9 --min-tokens 2 --ignore-eos"
